@@ -1,0 +1,52 @@
+"""Batch effects removed, samples mapped onto a reference population: one affine bridge.
+
+Names are imported when they are first used, so that ``import bioren`` costs nothing and
+``bioren.nn`` needs neither AnnData nor scanpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bioren import datasets, nn
+    from bioren import preprocessing as pp
+    from bioren import tools as tl
+    from bioren.bridge import AffineBridge
+    from bioren.model import RenormAutoencoder
+    from bioren.moments import Moments
+    from bioren.transformer import BridgeTransformer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AffineBridge",
+    "BridgeTransformer",
+    "Moments",
+    "RenormAutoencoder",
+    "datasets",
+    "nn",
+    "pp",
+    "tl",
+]
+
+_MODULES = {"datasets": "datasets", "nn": "nn", "pp": "preprocessing", "tl": "tools"}
+_CLASSES = {
+    "AffineBridge": "bridge",
+    "BridgeTransformer": "transformer",
+    "Moments": "moments",
+    "RenormAutoencoder": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bioren.{_MODULES[name]}")
+    if name in _CLASSES:
+        return getattr(importlib.import_module(f"bioren.{_CLASSES[name]}"), name)
+    raise AttributeError(f"module 'bioren' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,149 @@
+"""States and the standardised bridge, found together.
+
+States improve the bridge, because it then compares like with like; the bridge improves the
+states, because they are sought where the samples overlap.  Two turns settle both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
+from bioren.moments import Moments
+from bioren.projection import Projection
+from bioren.standardization import Standardized, standardize
+from bioren.states import ConditionalBridge, default_n_states
+
+__all__ = ["Alignment", "Removal", "align", "compare"]
+
+#: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
+TABLE_ENTRIES = 2**25
+
+
+class Removal(NamedTuple):
+    """How much of the samples' differences is removed; see `bioren.bridge.kept_terms`.
+
+    Attributes
+    ----------
+    strength
+        Share that is removed, in [0, 1].
+    max_kept, max_removed
+        Limits ``(r_max, d_max)`` on what stays and on what is taken away.  By default no gene
+        is rescaled more than twofold: beyond, the ratio says more about dropout than scale.
+    """
+
+    strength: float = 1.0
+    max_kept: tuple[float, float] | None = None
+    max_removed: tuple[float, float] | None = (2.0, math.inf)
+
+
+class Alignment(NamedTuple):
+    """The batch effect of each sample on each gene, and the bridge that removes it.
+
+    Attributes
+    ----------
+    r, d
+        The samples' spread and mean against the reference's, standardised to its composition:
+        ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
+        shape ``(samples, genes)``.
+    standard_error
+        Of `d`.
+    removed
+        Share of `d` that the bridge removes.
+    samples, reference
+        The moments between which the bridge leads: the sample's after shrinkage and limits.
+    bridges
+        One per sample, shape ``(samples, genes)``: ``bridges[s].apply(x)``.
+    """
+
+    r: np.ndarray
+    d: np.ndarray
+    standard_error: np.ndarray
+    removed: np.ndarray
+    samples: Moments
+    reference: Moments
+    bridges: AffineBridge
+
+
+def align(
+    x: Any,
+    codes: np.ndarray,
+    n_samples: int,
+    *,
+    rng: np.random.Generator,
+    variable: tuple[Any, np.ndarray] | None = None,
+    in_reference: np.ndarray | None = None,
+    removal: Removal = Removal(),
+    n_components: int = 30,
+    turns: int = 2,
+) -> Alignment:
+    """Find the standardised bridge of every sample.
+
+    Parameters
+    ----------
+    x
+        Expression on a log scale, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+    codes
+        Sample of each cell, in ``range(n_samples)``; each sample has a cell.
+    n_samples
+        Number of samples.
+    rng
+        Source of randomness.
+    variable
+        The genes in which states are sought, as ``(matrix, indices)``: their part of `x` and
+        their columns in it.  None: all genes.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+    removal
+        How much is removed.
+    n_components
+        Principal components in which states are sought.
+    turns
+        Number of turns of states and bridge; 0 compares the samples as they are, whatever
+        their composition.
+    """
+    whole = Moments.by_group(x, codes, n_samples)
+    alignment = compare(standardize(whole[:, None], in_reference), removal)
+    some, genes = variable or (x, np.arange(x.shape[1]))
+    n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
+    for _ in range(turns):
+        bridges, center = alignment.bridges[:, genes], alignment.reference.mean[genes]
+        projection = Projection.fit(some, codes, bridges, center, n_components, rng)
+        z = projection.apply(some, codes, bridges)
+        states = ConditionalBridge.fit(
+            z, codes, n_samples, rng=rng, in_reference=in_reference, n_states=n_states
+        )
+        by_state = Moments.by_group(x, codes, n_samples, states.states(z, codes))
+        alignment = compare(standardize(by_state, in_reference), removal)
+    return alignment
+
+
+def compare(standardized: Standardized, removal: Removal) -> Alignment:
+    """Derive effect and bridge from comparable moments, each gene as far as it is certain.
+
+    What the bridge removes, r and d after shrinkage and limits, is expressed as moments again:
+    those that the sample would have had if its whole difference were what is removed.
+    """
+    samples, reference, error = standardized
+    spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
+    spread_there = np.where(samples.std() > 0, samples.std(), spread)
+    r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
+    strength = removal.strength * shrinkage(d, error / spread)
+    r_kept, d_kept = kept_terms(
+        r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
+    )
+    mean = reference.mean + spread * (d - d_kept)
+    variance = reference.var() * (r / r_kept) ** 2
+    shrunk = Moments(samples.count, mean, samples.count[:, None] * variance)
+    return Alignment(
+        r=r,
+        d=d,
+        standard_error=error / spread,
+        removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),
+        samples=shrunk,
+        reference=reference,
+        bridges=AffineBridge.between(shrunk, reference),
+    )

@@ -1,0 +1,280 @@
+"""Renormalisation as pure functions of their arguments, running statistics updated in place.
+
+Both functions rest on the bridge of `bioren.bridge`, clipped and kept out of the gradient, and
+have one convention for the spread throughout: ``std = sqrt(var + eps)``, as in
+`torch.nn.functional.batch_norm`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from bioren.bridge import clip_terms, renorm_terms
+from bioren.nn.grouped import (
+    Normalizer,
+    SampleStatistics,
+    first_seen,
+    grouped_moments,
+    population_normalizer,
+    spread,
+    updated,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bioren.nn.limits import Bound
+
+__all__ = ["SampleStatistics", "batch_renorm", "sample_renorm"]
+
+
+def batch_renorm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float | Tensor = 0.01,
+    eps: float = 1e-5,
+    *,
+    r_max: Bound = 3.0,
+    d_max: Bound = 5.0,
+) -> Tensor:
+    """Apply Batch Renormalization to each channel.
+
+    Training normalises by the minibatch, then corrects towards the running statistics::
+
+        y = ((x - mean_B) / std_B * r + d) * weight + bias
+        r = clip(std_B / std, 1 / r_max, r_max)             without gradient
+        d = clip((mean_B - mean) / std, -d_max, d_max)      without gradient
+
+    and updates the running statistics afterwards.  Evaluation normalises by the running
+    statistics.  With limits (1, 0) training is `torch.nn.functional.batch_norm`.
+
+    Parameters
+    ----------
+    input
+        Shape ``(N, C)`` or ``(N, C, *positions)``, floating point.  One value per channel is
+        enough, but has a gradient of zero in training, as it lies at its own mean.  Statistics
+        of float16 and bfloat16 are computed in float32.
+    running_mean, running_var
+        Shape ``(C,)``; both or neither.  Without them training is plain batch normalisation.
+        Updated in place in training, the variance by the minibatch's unbiased one as in torch.
+        A minibatch that is empty or holds a value that is not finite changes neither, a single
+        value per channel, which has no variance, changes the mean alone.
+    weight, bias
+        Shape ``(C,)``; None stands for ones and zeros.
+    training
+        Whether to normalise by the minibatch and to learn from it.
+    momentum
+        Share of the minibatch in the new running statistics; a number or a 0-d tensor.
+    eps
+        Added to every variance.
+    r_max, d_max
+        Limits on r and d; numbers or 0-d tensors.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape and dtype of `input`.
+
+    Raises
+    ------
+    ValueError
+        `input` has fewer than two dimensions or another number of channels than the running
+        statistics; one of these is missing, or both in evaluation.
+
+    References
+    ----------
+    Ioffe (2017), *Batch Renormalization*, arXiv:1702.03275, algorithm 1.
+    """
+    _check_channels(input, running_mean, running_var, training)
+    dtype = _statistics_dtype(input)
+    weight, bias = _cast(weight, dtype), _cast(bias, dtype)
+    if not training:
+        mean, var = _cast(running_mean, dtype), _cast(running_var, dtype)
+        return torch.nn.functional.batch_norm(input, mean, var, weight, bias, eps=eps)
+    if running_mean is not None and running_var is not None and input.numel() > 0:
+        with torch.no_grad():
+            r, d = _renorm_and_track(
+                input.to(dtype), running_mean, running_var, momentum, eps, r_max, d_max
+            )
+        # (z * r + d) * weight + bias is batch normalisation too, with other parameters.
+        weight, scaled_d = (r, d) if weight is None else (weight * r, weight * d)
+        bias = scaled_d if bias is None else scaled_d + bias
+    # torch.nn.functional.batch_norm would refuse a single value per channel.
+    cudnn = torch.backends.cudnn.enabled
+    return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn)
+
+
+def sample_renorm(
+    input: Tensor,
+    sample: Tensor,
+    statistics: SampleStatistics,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float | None = 0.01,
+    eps: float = 1e-5,
+    *,
+    max_kept: tuple[float, float] = (1.0, 0.0),
+    strength: float = 1.0,
+    r_max: Bound = 3.0,
+    d_max: Bound = 5.0,
+) -> Tensor:
+    """Normalise each cell by its own sample, and bridge the sample to the population.
+
+    Two bridges stand one behind the other.  In training the cells of a sample are normalised by
+    what the minibatch holds of it and renormalised, as by `batch_renorm`, to the sample's moving
+    statistics; in evaluation they are normalised by these directly.  Then ::
+
+        y = (r_kept * z + d_kept) * weight + bias
+
+    where (r, d) lead from the sample's moving statistics to the population's, and
+    `bioren.bridge.kept_terms` says how much of them is kept.
+
+    Parameters
+    ----------
+    input
+        Shape ``(cells, features)``, floating point.
+    sample
+        Sample of each cell in ``range(samples)``, shape ``(cells,)``, int64.
+    statistics
+        The moving statistics of samples and population; updated in place in training, after
+        use, unless a value of the minibatch is not finite.  How: see `bioren.nn.grouped`.
+    weight, bias
+        Shape ``(features,)``; None stands for ones and zeros.
+    training
+        Whether to normalise by the minibatch and to learn from it.  The only cell of a sample
+        in a minibatch is always normalised by the sample's moving statistics, and keeps its
+        gradient.
+    momentum
+        Smallest share of a minibatch in the new statistics of a sample; None weighs all cells
+        ever seen alike.
+    eps
+        Added to every variance; may be 0.  Where a sample, or the population, then has no
+        spread at all, features are shifted and never scaled, and stay finite.
+    max_kept, strength
+        See `bioren.bridge.kept_terms`: (1, 0) keeps nothing of the difference between sample
+        and population (normalisation per sample), (inf, inf) all (that of the population).
+    r_max, d_max
+        Limits on the bridge from the minibatch to the sample's moving statistics.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape and dtype of `input`.
+
+    Raises
+    ------
+    ValueError
+        `input` or `sample` has another shape.
+    TypeError
+        `sample` holds no integers.
+    IndexError
+        A sample lies outside the range.  Looked at on the CPU only, as looking would hold up a
+        GPU, which raises its own error.
+    """
+    check_cells(input, sample, *statistics.sample_mean.shape)
+    dtype = _statistics_dtype(input)
+    x = input.to(dtype)
+    moving = statistics.to(dtype)
+    if training and len(input) > 0:
+        batch = grouped_moments(x, sample, len(statistics.sample_cells))
+        with torch.no_grad():
+            moving = first_seen(moving, batch)
+        bridge = population_normalizer(moving, eps, max_kept, strength)
+        # Where the minibatch has no spread of its own, the moving statistics stand in for it.
+        std_b = spread(batch.var, eps)  # samples x features
+        alone = (batch.cells <= 1)[:, None]
+        mean_a = torch.where(alone, bridge.mean, batch.mean)
+        std_a = torch.where(alone | (std_b == 0), bridge.std, std_b)
+        with torch.no_grad():
+            r, d = renorm_terms(mean_a, std_a, bridge.mean, bridge.std)
+            r, d = clip_terms(r, d, r_max, d_max)
+            statistics.assign(updated(moving, batch, momentum))
+        bridge = Normalizer(mean_a, std_a, bridge.r * r, bridge.r * d + bridge.d)
+    else:
+        bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, strength)
+    return bridge.apply(x, sample, _cast(weight, dtype), _cast(bias, dtype)).to(input.dtype)
+
+
+def check_cells(input: Tensor, sample: Tensor, n_samples: int, n_features: int) -> None:
+    """Raise unless `input` is (cells, `n_features`) and `sample` one code for each cell."""
+    if input.dim() != 2 or input.shape[1] != n_features:
+        msg = f"expected input of shape (cells, {n_features}), received {tuple(input.shape)}."
+        raise ValueError(msg)
+    if sample.shape != input.shape[:1]:
+        msg = (
+            f"expected one sample per cell, shape ({len(input)},), "
+            f"received shape {tuple(sample.shape)}."
+        )
+        raise ValueError(msg)
+    if sample.dtype not in (torch.int64, torch.int32):
+        msg = f"sample must hold int64 codes, received {sample.dtype}; use sample.long()."
+        raise TypeError(msg)
+    if sample.device.type != "cpu" or torch.compiler.is_compiling() or len(sample) == 0:
+        return
+    lowest, highest = (int(code) for code in sample.aminmax())
+    if lowest < 0 or highest >= n_samples:
+        wrong = lowest if lowest < 0 else highest
+        msg = f"sample {wrong} is out of range: the layer has samples 0 to {n_samples - 1}."
+        raise IndexError(msg)
+
+
+def _renorm_and_track(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float | Tensor,
+    eps: float,
+    r_max: Bound,
+    d_max: Bound,
+) -> tuple[Tensor, Tensor]:
+    """Return the clipped (r, d) of the minibatch, then let it into the running statistics."""
+    var_b, mean_b = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)  # channels
+    mean, var = running_mean.to(x.dtype), running_var.to(x.dtype)
+    r, d = renorm_terms(mean_b, (var_b + eps).sqrt(), mean, (var + eps).sqrt())
+    r, d = clip_terms(r, d, r_max, d_max)
+
+    count = x.numel() // x.shape[1]
+    new_mean = (mean + momentum * (mean_b - mean)).to(running_mean.dtype)
+    unbiased = var_b * (count / (count - 1)) if count > 1 else var
+    new_var = (var + momentum * (unbiased - var)).to(running_var.dtype)
+    finite = new_mean.isfinite().all() & new_var.isfinite().all()
+    running_mean.copy_(torch.where(finite, new_mean, running_mean))
+    running_var.copy_(torch.where(finite, new_var, running_var))
+    return r, d
+
+
+def _check_channels(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
+) -> None:
+    if input.dim() < 2:
+        msg = (
+            f"expected input of shape (N, C) or (N, C, *positions), received {tuple(input.shape)}."
+        )
+        raise ValueError(msg)
+    if (running_mean is None) != (running_var is None):
+        msg = "running_mean and running_var must be given together, or neither of them."
+        raise ValueError(msg)
+    if running_mean is None:
+        if not training:
+            msg = "evaluation needs running_mean and running_var, received None."
+            raise ValueError(msg)
+    elif len(running_mean) != input.shape[1]:
+        msg = (
+            f"expected {len(running_mean)} channels, received input of shape {tuple(input.shape)}."
+        )
+        raise ValueError(msg)
+
+
+def _statistics_dtype(input: Tensor) -> torch.dtype:
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)

@@ -1,0 +1,111 @@
+"""``bioren.pp``: the bridge on expression alone, no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bioren.alignment import Removal, align
+from bioren.by_sample import apply_by_sample, scale_by_sample
+from bioren.cells import check_log_scale, read_batches, read_cells
+from bioren.record import write_record
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["bridge"]
+
+
+def bridge(
+    adata: AnnData,
+    batch_key: str,
+    *,
+    reference: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    key_added: str = "bioren",
+    center: bool = True,
+    standardize: bool = True,
+    strength: float = 1.0,
+    max_kept: tuple[float, float] | None = None,
+    max_removed: tuple[float, float] | None = (2.0, math.inf),
+    rng: int | np.random.Generator = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Carry each sample's expression to the reference population's scale, gene by gene.
+
+    ``x' = m + rho_s * (x - m - delta_s)``: one affine map per sample and gene, found by
+    comparing samples within cell states, shrunk where the cells are few.  Cells keep their own
+    noise, values stay on the log scale.
+
+    Parameters
+    ----------
+    adata
+        Log-expression, or bulk values on a log scale.
+    batch_key
+        Column of ``adata.obs`` that says which sample a cell is from.
+    reference
+        Sample, or samples, to whose scale all are brought; None: the pooled population, in
+        which each sample weighs the same.
+    layer
+        Layer to read; None: ``adata.X``.
+    key_added
+        Names the corrected layer, and the record in ``uns``.
+    center
+        Whether to shift as well as scale.  Without, zeros stay zero and sparse stays sparse.
+    standardize
+        Whether to compare samples within cell states.  Without, their plain moments are
+        compared, whatever their composition.
+    strength
+        Share of each effect that is removed, in [0, 1].
+    max_kept, max_removed
+        Limits ``(r_max, d_max)`` on what may stay and on what is taken away, see
+        `bioren.AffineBridge.between`.
+    rng
+        Seed or generator; states are found with some randomness.
+    copy
+        Return a changed copy and leave `adata` alone.
+
+    Returns
+    -------
+    AnnData or None
+        None unless `copy`.  Written are
+
+        ``layers[key_added]``
+            Expression on the reference's scale, shape ``(cells, genes)``; dense if centred,
+            else in CSR form where the input is sparse.  float32 (float64 where the input is).
+        ``uns[key_added]``
+            Effects per sample and gene, see `bioren.tl.batch_effects`.
+
+    Raises
+    ------
+    KeyError
+        There is no such column or layer.
+    ValueError
+        The values look like counts or are not finite; the labels cannot be samples.
+    """
+    batches = read_batches(adata, batch_key)
+    cells = read_cells(adata, layer)
+    check_log_scale(cells.x)
+    alignment = align(
+        cells.x,
+        batches.codes,
+        len(batches.names),
+        rng=np.random.default_rng(rng),
+        variable=(cells.variable_matrix(), cells.variable),
+        in_reference=batches.select(reference),
+        removal=Removal(strength, max_kept, max_removed),
+        turns=2 if standardize else 0,
+    )
+    if center:
+        corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
+    else:
+        corrected = scale_by_sample(cells.x, batches.codes, alignment.bridges.scale)
+
+    adata = adata.copy() if copy else adata
+    adata.layers[key_added] = corrected
+    settings = {"layer": layer, "center": center, "standardize": standardize, "strength": strength}
+    write_record(adata, key_added, batches, cells.genes, alignment, settings)
+    return adata if copy else None

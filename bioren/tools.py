@@ -1,0 +1,196 @@
+"""``bioren.tl``: integrate samples, look at what was removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bioren.cells import read_batches, read_embedding
+from bioren.model import RenormAutoencoder
+from bioren.record import effects_table, write_record
+from bioren.states import ConditionalBridge
+from bioren.training import TrainingOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+__all__ = ["batch_effects", "integrate"]
+
+#: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
+KEY = "bioren"
+
+
+def integrate(
+    adata: AnnData,
+    batch_key: str,
+    *,
+    reference: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    use_rep: str | None = None,
+    key_added: str = "X_bioren",
+    n_latent: int = 30,
+    strength: float = 1.0,
+    max_removed: tuple[float, float] | None = (2.0, math.inf),
+    decoded: bool = False,
+    rng: int | np.random.Generator = 0,
+    training: TrainingOptions | None = None,
+    progress: bool = True,
+    copy: bool = False,
+) -> AnnData | None:
+    """Remove batch effects: an embedding, corrected expression, and the effects themselves.
+
+    Fits a `bioren.RenormAutoencoder` and writes what it gives for the same cells.  The order of
+    cells and genes stays, and so does everything else in `adata`.
+
+    Parameters
+    ----------
+    adata
+        Log-expression (``sc.pp.normalize_total``, ``sc.pp.log1p``).  Genes marked in
+        ``var["highly_variable"]``, where present, make the embedding; all genes are corrected.
+    batch_key
+        Column of ``adata.obs`` that says which sample a cell is from.
+    reference
+        Sample, or samples, to whose scale all are brought; None: the pooled population, in
+        which each sample weighs the same.
+    layer
+        Layer to read; None: ``adata.X``.
+    use_rep
+        Embedding in ``adata.obsm`` to start from, such as ``"X_pca"``.  Then no gene is read:
+        the bridge per state alone is fitted, and `key_added` is all that is written.
+    key_added
+        Name of the embedding in ``adata.obsm``.
+    n_latent
+        Dimensions of the embedding.
+    strength
+        Share of each effect that is removed, in [0, 1].
+    max_removed
+        ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max`` or shifted by
+        more than ``d_max`` standard deviations; None: no such limit.
+    decoded
+        Whether to write decoded expression too.
+    rng
+        Seed or generator; the same seed gives the same result on the same machine.
+    training
+        See `bioren.training.TrainingOptions`.
+    progress
+        Whether to show a progress bar.
+    copy
+        Return a changed copy and leave `adata` alone.
+
+    Returns
+    -------
+    AnnData or None
+        None unless `copy`.  Written are
+
+        ``obsm[key_added]``
+            Embedding for ``sc.pp.neighbors(use_rep=...)``, shape ``(cells, n_latent)``,
+            float32.
+        ``layers["bioren"]``
+            Corrected log-expression of all genes, dense, shape ``(cells, genes)``.
+        ``uns["bioren"]``
+            Effects per sample and gene, see `batch_effects`, and the training history.
+        ``obsm["bioren_decoded"]``
+            If `decoded`: denoised expression of the variable genes, as if measured in the
+            reference population; a DataFrame.
+
+    Raises
+    ------
+    KeyError
+        There is no such column, layer or embedding.
+    ValueError
+        The values look like counts or are not finite; the labels cannot be samples.
+
+    Examples
+    --------
+    >>> bioren.tl.integrate(adata, "sample")                            # doctest: +SKIP
+    >>> sc.pp.neighbors(adata, use_rep="X_bioren")                      # doctest: +SKIP
+    """
+    if use_rep is not None:
+        embedding = _integrate_embedding(adata, batch_key, reference, use_rep, strength, rng)
+        adata = adata.copy() if copy else adata
+        adata.obsm[key_added] = embedding
+        return adata if copy else None
+
+    options = (training or TrainingOptions())._replace(progress=progress)
+    model = RenormAutoencoder(
+        n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
+    )
+    model.fit(adata, batch_key, layer=layer, reference=reference)
+    embedding = model.embed(adata)
+    corrected = model.correct(adata)
+    rebuilt = model.decode(adata) if decoded else None
+
+    adata = adata.copy() if copy else adata
+    adata.obsm[key_added] = embedding
+    adata.layers[KEY] = corrected
+    if rebuilt is not None:
+        adata.obsm[f"{KEY}_decoded"] = rebuilt
+    settings = {"layer": layer, "n_latent": embedding.shape[1], "strength": strength}
+    batches = read_batches(adata, batch_key)
+    write_record(adata, KEY, batches, model.genes_, model.alignment_, settings)
+    adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
+    return adata if copy else None
+
+
+def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
+    """Return the batch effect of each sample on each gene, as found by the last run.
+
+    Parameters
+    ----------
+    adata
+        After `integrate` or `bioren.pp.bridge`.
+    key
+        Name of the record in ``adata.uns``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per sample and gene, with the columns
+
+        ``sample``, ``gene``, ``cells``
+            Names, and the sample's number of cells.
+        ``r``, ``d``
+            ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
+            standardised to the reference's composition of cell states.
+        ``standard_error``
+            Of ``d``.
+        ``removed``
+            Share of ``d`` that was removed; less than 1 where it may be chance.
+
+    Raises
+    ------
+    KeyError
+        There is no such record.
+    """
+    if key not in adata.uns or "standard_error" not in adata.uns[key]:
+        msg = (
+            f"uns[{key!r}] holds no batch effects. Run bioren.tl.integrate or bioren.pp.bridge "
+            "first (key=... names the record that bridge wrote under another key_added)."
+        )
+        raise KeyError(msg)
+    return effects_table(adata.uns[key])
+
+
+def _integrate_embedding(
+    adata: AnnData,
+    batch_key: str,
+    reference: str | Sequence[str] | None,
+    use_rep: str,
+    strength: float,
+    rng: int | np.random.Generator,
+) -> np.ndarray:
+    batches = read_batches(adata, batch_key)
+    z = read_embedding(adata, use_rep)
+    states = ConditionalBridge.fit(
+        z,
+        batches.codes,
+        len(batches.names),
+        rng=np.random.default_rng(rng),
+        in_reference=batches.select(reference),
+        strength=strength,
+    )
+    return states.apply(z, batches.codes)

@@ -1,0 +1,88 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from bioren.nn import PAPER, BatchRenorm1d, ConstantLimits, LinearLimits
+from bioren.nn.limits import as_schedule
+
+
+def at(schedule, step):
+    return tuple(float(bound) for bound in schedule(torch.tensor(step)))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, (1, 0)),
+        (5_000, (1, 0)),
+        (15_000, (1 + 2 * 10 / 35, 2.5)),
+        (25_000, (1 + 2 * 20 / 35, 5)),
+        (40_000, (3, 5)),
+        (40_001, (3, 5)),
+        (80_000, (3, 5)),  # a ramp that runs on has flipped its sign by here
+        (10**12, (3, 5)),
+    ],
+)
+def test_paper_at_its_knots_between_and_past_them(step, expected):
+    assert at(PAPER, step) == pytest.approx(expected, rel=1e-6)
+
+
+def test_schedule_stays_on_the_device_of_the_step():
+    r_max, d_max = PAPER(torch.tensor(3, device="meta"))
+    assert r_max.device.type == d_max.device.type == "meta"
+
+
+def test_schedule_does_not_change_the_step():
+    step = torch.tensor(7)
+    PAPER(step)
+    assert step.item() == 7
+
+
+def test_ramp_of_no_length_is_a_jump():
+    jump = LinearLimits(start=2, r_end=2, d_end=2, r_max=3.0, d_max=5.0)
+    assert [at(jump, step) for step in (2, 3, 4)] == [(1, 0), (3, 5), (3, 5)]
+
+
+@pytest.mark.parametrize("schedule", [PAPER, ConstantLimits(3.0, 5.0)])
+def test_schedules_survive_pickle_and_deepcopy(schedule):
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    assert copy.deepcopy(schedule) == schedule
+
+
+def test_limits_follow_a_loaded_step():
+    trained, fresh = BatchRenorm1d(2), BatchRenorm1d(2)
+    trained.num_batches_tracked.fill_(40_000)
+    x = torch.tensor([[10.0, 0.0], [20.0, 1.0]])
+    fresh(x)
+    fresh.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(fresh(x), trained(x), rtol=0, atol=0)
+    assert at(fresh.limits, int(fresh.num_batches_tracked)) == (3, 5)
+
+
+def test_a_pair_is_constant_limits():
+    assert as_schedule((2.0, math.inf)) == ConstantLimits(2.0, math.inf)
+    assert as_schedule(PAPER) is PAPER
+
+
+@pytest.mark.parametrize("pair", [(0.5, 1.0), (1.0, -1.0), (math.nan, 0.0)])
+def test_limits_out_of_range(pair):
+    with pytest.raises(ValueError, match="r_max >= 1, d_max >= 0"):
+        as_schedule(pair)
+
+
+@pytest.mark.parametrize("limits", [3.0, None, (1.0, 2.0, 3.0)])
+def test_limits_of_another_kind(limits):
+    with pytest.raises(TypeError, match="a schedule or a pair"):
+        as_schedule(limits)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(10, 5, 20, 3.0, 5.0), (-1, 5, 5, 3.0, 5.0), (0, 1, 1, math.inf, 5.0), (0, 1, 1, 0.5, 5.0)],
+)
+def test_ramps_out_of_range(arguments):
+    with pytest.raises(ValueError, match="received"):
+        LinearLimits(*arguments)
