@@ -1,0 +1,180 @@
+"""The bridge as a scikit-learn transformer, for bulk matrices and other frameworks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bioren.alignment import Removal, align
+from bioren.by_sample import apply_by_sample
+
+__all__ = ["BridgeTransformer"]
+
+
+class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Carry each batch of a matrix to the scale of the reference population, feature by feature.
+
+    Learns an affine map per batch and feature in `fit` and applies it in `transform`, to the
+    same rows or to new ones of the same batches.
+
+    Parameters
+    ----------
+    reference
+        Batch, or batches, to whose scale all are brought; None: the pooled population, in
+        which each batch weighs the same.
+    standardize
+        Whether to compare batches within states (clusters of similar rows), so that different
+        compositions are no batch effect.  Needs dozens of rows per batch.
+    strength
+        Share of each effect that is removed, in [0, 1].
+    max_kept, max_removed
+        Limits ``(r_max, d_max)`` on what may stay and on what is taken away, see
+        `bioren.AffineBridge.between`.
+    random_state
+        Seed; used if `standardize`.
+
+    Attributes
+    ----------
+    batches_
+        Labels of the batches seen in `fit`, sorted.
+    alignment_
+        Effects and maps, `bioren.alignment.Alignment`; axes batches and features.
+
+    Notes
+    -----
+    Batches are metadata of the rows: ``fit(X, batch=b)``, ``transform(X, batch=b)``.  In a
+    pipeline, request them::
+
+        sklearn.set_config(enable_metadata_routing=True)
+        bridge = BridgeTransformer().set_fit_request(batch=True).set_transform_request(batch=True)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(40, 3)); x[:20] += 5
+    >>> batch = ["a"] * 20 + ["b"] * 20
+    >>> y = BridgeTransformer().fit_transform(x, batch=batch)
+    >>> bool(np.abs(y[:20].mean(axis=0) - y[20:].mean(axis=0)).max() < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        reference: str | Sequence[str] | None = None,
+        standardize: bool = False,
+        strength: float = 1.0,
+        max_kept: tuple[float, float] | None = None,
+        max_removed: tuple[float, float] | None = (2.0, math.inf),
+        random_state: int = 0,
+    ) -> None:
+        self.reference = reference
+        self.standardize = standardize
+        self.strength = strength
+        self.max_kept = max_kept
+        self.max_removed = max_removed
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, *, batch: Any = None) -> Self:
+        """Learn the maps.
+
+        Parameters
+        ----------
+        X
+            Dense matrix of shape ``(rows, features)`` on a log or another additive scale.
+        y
+            Ignored.
+        batch
+            Label of each row, shape ``(rows,)``.
+
+        Raises
+        ------
+        ValueError
+            `batch` is missing, incomplete or not one per row, or names a single batch; the
+            values are not finite; `reference` names no batch.
+        """
+        X = validate_data(self, X, dtype=(np.float64, np.float32))
+        labels = _labels(batch, len(X))
+        self.batches_, codes = np.unique(labels, return_inverse=True)
+        if len(self.batches_) < 2:
+            raise ValueError(
+                f"batch names one batch only, {self.batches_[0]!r}: nothing to bridge."
+            )
+        self.alignment_ = align(
+            X,
+            codes,
+            len(self.batches_),
+            rng=np.random.default_rng(self.random_state),
+            in_reference=self._in_reference(),
+            removal=Removal(self.strength, self.max_kept, self.max_removed),
+            turns=2 if self.standardize else 0,
+        )
+        return self
+
+    def transform(self, X: Any, *, batch: Any = None) -> np.ndarray:
+        """Return rows on the reference's scale, of the shape of `X`.
+
+        Parameters
+        ----------
+        X
+            As for `fit`, with the same features.
+        batch
+            Label of each row, each one known from `fit`.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`, or a batch is unknown.
+        """
+        return self._apply(X, batch, self._fitted().bridges)
+
+    def inverse_transform(self, X: Any, *, batch: Any = None) -> np.ndarray:
+        """Return rows on the scale of their own batch again; undoes `transform`."""
+        return self._apply(X, batch, self._fitted().bridges.invert())
+
+    def fit_transform(self, X: Any, y: Any = None, *, batch: Any = None) -> np.ndarray:
+        """Fit to the rows and return them on the reference's scale."""
+        return self.fit(X, batch=batch).transform(X, batch=batch)
+
+    def _apply(self, X: Any, batch: Any, bridges: Any) -> np.ndarray:
+        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        labels = _labels(batch, len(X))
+        codes = np.searchsorted(self.batches_, labels).clip(max=len(self.batches_) - 1)
+        unknown = np.unique(labels[self.batches_[codes] != labels])
+        if len(unknown):
+            known = ", ".join(map(str, self.batches_))
+            raise ValueError(f"Batches not seen in fit: {', '.join(unknown)}. Known: {known}.")
+        return apply_by_sample(X, codes, bridges)
+
+    def _fitted(self) -> Any:
+        check_is_fitted(self)
+        return self.alignment_
+
+    def _in_reference(self) -> np.ndarray | None:
+        if self.reference is None:
+            return None
+        wanted = [self.reference] if isinstance(self.reference, str) else list(self.reference)
+        unknown = sorted(set(map(str, wanted)) - set(self.batches_))
+        if unknown or not wanted:
+            known = ", ".join(map(str, self.batches_))
+            raise ValueError(f"reference={self.reference!r} must name batches: {known}.")
+        return np.asarray(np.isin(self.batches_, np.array(wanted, dtype=str)))
+
+
+def _labels(batch: Any, n_rows: int) -> np.ndarray:
+    if batch is None:
+        msg = "batch is missing: pass the batch of each row, fit(X, batch=labels)."
+        raise ValueError(msg)
+    labels = pd.Series(np.asarray(batch).ravel())
+    if len(labels) != n_rows:
+        raise ValueError(f"batch has {len(labels)} labels for {n_rows} rows.")
+    if labels.isna().any():
+        raise ValueError(f"batch has no label for {int(labels.isna().sum())} rows.")
+    return labels.astype(str).to_numpy(dtype=str)
