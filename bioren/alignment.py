@@ -7,6 +7,8 @@ states, because they are sought where the samples overlap.  Two turns settle bot
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +16,10 @@ import numpy as np
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
 from bioren.projection import Projection
-from bioren.standardization import Standardized, standardize
+from bioren.standardization import LEAST_OVERLAP, Standardized, standardize
 from bioren.states import ConditionalBridge, default_n_states
 
-__all__ = ["Alignment", "Removal", "align", "compare"]
+__all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
 
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
@@ -51,6 +53,8 @@ class Alignment(NamedTuple):
         shape ``(samples, genes)``.
     standard_error
         Of `d`.
+    overlap
+        Share of each sample that lives in states which other samples have too, ``(samples,)``.
     removed
         Share of `d` that the bridge removes.
     samples, reference
@@ -62,6 +66,7 @@ class Alignment(NamedTuple):
     r: np.ndarray
     d: np.ndarray
     standard_error: np.ndarray
+    overlap: np.ndarray
     removed: np.ndarray
     samples: Moments
     reference: Moments
@@ -76,7 +81,7 @@ def align(
     rng: np.random.Generator,
     variable: tuple[Any, np.ndarray] | None = None,
     in_reference: np.ndarray | None = None,
-    removal: Removal = Removal(),
+    removal: Removal | None = None,
     n_components: int = 30,
     turns: int = 2,
 ) -> Alignment:
@@ -98,19 +103,23 @@ def align(
     in_reference
         Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
     removal
-        How much is removed.
+        How much is removed; None: the defaults of `Removal`.
     n_components
         Principal components in which states are sought.
     turns
         Number of turns of states and bridge; 0 compares the samples as they are, whatever
         their composition.
     """
+    removal = removal or Removal()
     whole = Moments.by_group(x, codes, n_samples)
     alignment = compare(standardize(whole[:, None], in_reference), removal)
+    # The first states are sought in expression as it is: plain moments would move samples that
+    # have no state in common onto each other.
+    bridges = AffineBridge(np.ones_like(whole.mean), np.zeros_like(whole.mean))
     some, genes = variable or (x, np.arange(x.shape[1]))
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
     for _ in range(turns):
-        bridges, center = alignment.bridges[:, genes], alignment.reference.mean[genes]
+        bridges, center = bridges[:, genes], alignment.reference.mean[genes]
         projection = Projection.fit(some, codes, bridges, center, n_components, rng)
         z = projection.apply(some, codes, bridges)
         states = ConditionalBridge.fit(
@@ -118,16 +127,42 @@ def align(
         )
         by_state = Moments.by_group(x, codes, n_samples, states.states(z, codes))
         alignment = compare(standardize(by_state, in_reference), removal)
+        bridges = alignment.bridges
     return alignment
+
+
+def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
+    """Warn of samples that have hardly a cell state in common with the others.
+
+    Parameters
+    ----------
+    names
+        The samples.
+    alignment
+        What `align` found.
+    """
+    apart = [
+        str(name)
+        for name, overlap in zip(names, alignment.overlap, strict=True)
+        if overlap < LEAST_OVERLAP
+    ]
+    if apart:
+        msg = (
+            f"{len(apart)} of {len(names)} samples have hardly a cell state in common with the "
+            f"others: {', '.join(apart[:8])}. Their batch effect cannot be told from their "
+            "composition, so their expression is left as it is."
+        )
+        warnings.warn(msg, stacklevel=3)
 
 
 def compare(standardized: Standardized, removal: Removal) -> Alignment:
     """Derive effect and bridge from comparable moments, each gene as far as it is certain.
 
     What the bridge removes, r and d after shrinkage and limits, is expressed as moments again:
-    those that the sample would have had if its whole difference were what is removed.
+    those from which the plain bridge to the reference leaves the sample ``r_kept`` and
+    ``d_kept``.
     """
-    samples, reference, error = standardized
+    samples, reference, error, overlap = standardized
     spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
     spread_there = np.where(samples.std() > 0, samples.std(), spread)
     r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
@@ -135,13 +170,14 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     r_kept, d_kept = kept_terms(
         r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
     )
-    mean = reference.mean + spread * (d - d_kept)
+    mean = samples.mean - spread * d_kept * (r / r_kept)
     variance = reference.var() * (r / r_kept) ** 2
     shrunk = Moments(samples.count, mean, samples.count[:, None] * variance)
     return Alignment(
         r=r,
         d=d,
         standard_error=error / spread,
+        overlap=overlap,
         removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),
         samples=shrunk,
         reference=reference,

@@ -120,7 +120,7 @@ class BridgeNetwork(nn.Module):
         return (self.bridge.to_reference(x, sample) - self.center) / self.spread
 
     def _encode(self, standard: Tensor) -> Tensor:
-        rest = self.encoder(standard / self.gene_step)
+        rest: Tensor = self.encoder(standard / self.gene_step)
         return standard @ self.components + LATENT_STEP * rest
 
     def _decode(self, z: Tensor, sample: Tensor | None) -> Tensor:
@@ -155,9 +155,10 @@ class LearnedBridge(nn.Module):
     @torch.no_grad()
     def set_reference(self, in_reference: np.ndarray | None) -> None:
         """Choose the samples on whose average the map is the identity; None: all."""
-        if in_reference is not None:
-            share = torch.as_tensor(in_reference, dtype=self.reference.dtype)
-            self.reference.copy_(share / share.sum())
+        if in_reference is None:
+            in_reference = np.ones(len(self.reference), dtype=bool)
+        share = torch.as_tensor(in_reference, dtype=self.reference.dtype)
+        self.reference.copy_(share / share.sum())
 
     def forward(self, x: Tensor, sample: Tensor | None) -> Tensor:
         """Carry `x`, cells x features, to the scale of each cell's sample (None: leave it)."""
@@ -165,7 +166,8 @@ class LearnedBridge(nn.Module):
             return x
         log_r = self.log_r - self.reference @ self.log_r
         d = self.step * (self.d - self.reference @ self.d)
-        return cast(Tensor, AffineBridge(log_r[sample].exp(), d[sample]).apply(x))
+        bridge = AffineBridge(log_r[sample].exp(), d[sample])
+        return cast(Tensor, bridge.apply(x.to(self.d.dtype)))  # x may be half under autocast
 
 
 def _hidden(n_in: int, n_out: int) -> tuple[nn.Module, ...]:

@@ -7,12 +7,13 @@ a block of rows at a time.  Sparse stays sparse; a block is small enough to be m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
-Block = np.ndarray | sparse.csr_matrix
+#: Rows in memory: an ndarray or a CSR matrix.  (SciPy ships no types to say so.)
+Block: TypeAlias = Any
 
 #: Entries of a block if it were dense: 64 MiB in double precision.
 BLOCK_ENTRIES = 2**23
@@ -33,15 +34,20 @@ def row_blocks(x: Any, *, entries: int = BLOCK_ENTRIES) -> Iterator[tuple[slice,
     ValueError
         `x` does not have two dimensions.
     """
-    if len(x.shape) != 2:
-        msg = f"Expected a matrix of cells x genes, received an array of shape {tuple(x.shape)}."
-        raise ValueError(msg)
+    check_matrix(x)
     n_rows, n_columns = x.shape
     x = _row_sliceable(x)
     step = max(1, entries // max(1, n_columns))
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         yield rows, as_block(x[rows])
+
+
+def check_matrix(x: Any) -> None:
+    """Raise ValueError unless `x` has two dimensions."""
+    if len(x.shape) != 2:
+        msg = f"Expected a matrix of cells x genes, received an array of shape {tuple(x.shape)}."
+        raise ValueError(msg)
 
 
 def as_block(x: Any) -> Block:
@@ -66,7 +72,8 @@ def stacked(blocks: list[Block]) -> Block:
 
 def to_dense(block: Block) -> np.ndarray:
     """Return the block as an ndarray."""
-    return block.toarray() if sparse.issparse(block) else np.asarray(block)
+    dense: np.ndarray = block.toarray() if sparse.issparse(block) else np.asarray(block)
+    return dense
 
 
 def _row_sliceable(x: Any) -> Any:

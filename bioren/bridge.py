@@ -124,10 +124,11 @@ def shrinkage(effect: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     error2 = np.square(standard_error)
     tau2 = np.mean(np.square(effect) - error2, axis=-1, keepdims=True).clip(0)
     total = tau2 + error2
-    return np.divide(tau2, total, out=np.ones_like(total), where=total > 0)
+    share: np.ndarray = np.divide(tau2, total, out=np.ones_like(total), where=total > 0)
+    return share
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
 class AffineBridge:
     """The map ``x -> scale * x + shift`` from one population's scale to another's.
 
@@ -181,12 +182,15 @@ class AffineBridge:
             r, d, max_kept=max_kept, max_removed=max_removed, strength=strength
         )
         scale = r_kept / r
-        shift = target.mean + std_b * d_kept - scale * source.mean
+        # target.mean + std_b * d_kept - scale * source.mean, in a form that is exactly 0 where
+        # nothing is removed.
+        shift = source.mean * (1 - scale) - std_b * (d - d_kept)
         return cls(scale, shift)
 
     def apply(self, x: Array) -> Array:
-        """Return ``scale * x + shift`` for ``x`` of shape ``(..., genes)``, in the dtype of `x`.
+        """Return ``scale * x + shift`` for ``x`` of shape ``(..., genes)``.
 
+        The dtype is that of `x`; float64 for NumPy and SciPy input that is not floating point.
         A SciPy sparse matrix stays sparse, which needs a shift of zero.
 
         Raises
@@ -197,7 +201,8 @@ class AffineBridge:
         if hasattr(x, "tocsr"):
             return self._apply_sparse(x)
         if not isinstance(x, np.ndarray):
-            return x * self.scale + self.shift
+            y = x * self.scale + self.shift
+            return y.to(x.dtype) if x.is_floating_point() else y
         # In double precision, as x and the shift may nearly cancel.
         y = np.multiply(x, self.scale, dtype=np.float64)
         y += self.shift

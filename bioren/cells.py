@@ -6,6 +6,7 @@ Behind this door everything is arrays: a matrix, a sample code per cell, names.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +19,26 @@ from bioren.blocks import Block, row_blocks, stacked
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Batches", "Cells", "check_log_scale", "read_batches", "read_cells", "read_embedding"]
+__all__ = [
+    "Batches",
+    "Cells",
+    "check_log_scale",
+    "check_strength",
+    "check_varies",
+    "check_writable",
+    "has_negative",
+    "looks_like_counts",
+    "read_batches",
+    "read_cells",
+    "read_embedding",
+    "writable",
+]
 
 #: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
 LARGEST_LOG = 50.0
+
+#: States are directions in an embedding; one dimension has no directions to tell apart.
+FEWEST_DIMENSIONS = 2
 
 
 class Batches(NamedTuple):
@@ -51,7 +68,7 @@ class Batches(NamedTuple):
         """
         if reference is None:
             return None
-        wanted = [reference] if isinstance(reference, str) else [str(name) for name in reference]
+        wanted = [str(name) for name in np.atleast_1d(np.array(reference, dtype=object))]
         unknown = [name for name in wanted if name not in self.names]
         if unknown or not wanted:
             msg = (
@@ -80,7 +97,19 @@ class Cells(NamedTuple):
     variable: np.ndarray
 
     def variable_matrix(self) -> Block:
-        """Return the variable genes' columns, in memory, as an ndarray or in CSR form."""
+        """Return the variable genes' columns, in memory, as an ndarray or in CSR form.
+
+        Raises
+        ------
+        ValueError
+            They are too few for an embedding, which has a dimension less than there are genes.
+        """
+        if len(self.variable) <= FEWEST_DIMENSIONS:
+            marked = len(self.variable) < len(self.genes)
+            msg = f"An embedding needs three genes or more, received {len(self.variable)}" + (
+                f" marked in var['highly_variable'], of {len(self.genes)}." if marked else "."
+            )
+            raise ValueError(msg)
         everything = len(self.variable) == len(self.genes)
         if everything and isinstance(self.x, np.ndarray | sparse.csr_matrix):
             return self.x
@@ -96,7 +125,7 @@ def read_batches(adata: AnnData, batch_key: str, *, names: Sequence[str] | None 
     adata
         Its ``obs[batch_key]`` may hold strings, categories, integers or booleans.
     batch_key
-        Column of ``adata.obs``.
+        Column of ``adata.obs``.  Labels that read the same, such as 1 and "1", are one sample.
     names
         The samples that a fitted model knows; None: those found, at least two.
 
@@ -105,7 +134,10 @@ def read_batches(adata: AnnData, batch_key: str, *, names: Sequence[str] | None 
     KeyError
         There is no such column.
     ValueError
-        Labels are missing; there is one sample only, or as many as cells; a sample is unknown.
+        Labels are missing; there is one sample only, or so many that they look like barcodes; a
+        sample is unknown.
+    TypeError
+        `batch_key` is not a string.
     """
     labels = _column(adata, batch_key)
     missing = int(labels.isna().sum())
@@ -116,8 +148,9 @@ def read_batches(adata: AnnData, batch_key: str, *, names: Sequence[str] | None 
         )
         raise ValueError(msg)
     labels = labels.astype("category").cat.remove_unused_categories()
-    found = [str(name) for name in labels.cat.categories]
-    codes = labels.cat.codes.to_numpy().astype(np.int64)
+    labels_read = [str(label) for label in labels.cat.categories]
+    found = list(dict.fromkeys(labels_read))
+    codes = _positions(labels_read, found)[labels.cat.codes]
     if names is None:
         _check_samples(batch_key, found, len(labels))
         return Batches(batch_key, found, codes)
@@ -128,8 +161,7 @@ def read_batches(adata: AnnData, batch_key: str, *, names: Sequence[str] | None 
             f"{_listed(unknown)}. It knows {_listed(names)}."
         )
         raise ValueError(msg)
-    position = np.array([list(names).index(name) for name in found], dtype=np.int64)
-    return Batches(batch_key, list(names), position[codes])
+    return Batches(batch_key, list(names), _positions(found, names)[codes])
 
 
 def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | None = None) -> Cells:
@@ -143,21 +175,22 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     layer
         Layer to read; None: ``adata.X``.
     genes
-        Genes to read, in this order, all of them variable; None: all, in the order of `adata`.
+        Genes that are the variable ones, in this order; None: those that `adata` marks.
 
     Raises
     ------
     KeyError
         There is no such layer, or `genes` are missing.
     ValueError
-        There are no cells or genes, gene names repeat, values are not finite.
+        There are no cells or genes, gene names repeat, values are no finite numbers.
     """
     if layer is not None and layer not in adata.layers:
         msg = f"There is no layer {layer!r}; {_choices('layers', layer, adata.layers)}."
         raise KeyError(msg)
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
-        raise ValueError("adata.X is empty (None): name the layer to read by layer=...")
+        layers = _listed(adata.layers)
+        raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
     if 0 in x.shape:
         raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
     if not adata.var_names.is_unique:
@@ -180,12 +213,7 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
         return Cells(x, adata.var_names, columns)
     variable = np.arange(x.shape[1])
     if "highly_variable" in adata.var:
-        variable = np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool))
-    if len(variable) < 2:
-        msg = f"An embedding needs two genes, received {len(variable)}" + (
-            " marked in var['highly_variable']." if "highly_variable" in adata.var else "."
-        )
-        raise ValueError(msg)
+        variable = np.flatnonzero(adata.var["highly_variable"].isin([True]))  # NaN is not True
     return Cells(x, adata.var_names, variable)
 
 
@@ -197,24 +225,74 @@ def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
     KeyError
         There is no such embedding.
     ValueError
-        It has no cells, no dimensions or values that are not finite.
+        It has no cells, less than two dimensions, or values that are no finite numbers.
     """
     if use_rep not in adata.obsm:
         msg = f"There is no embedding {use_rep!r}; {_choices('obsm', use_rep, adata.obsm)}."
         raise KeyError(msg)
-    z = np.asarray(adata.obsm[use_rep])
-    z = z.astype(z.dtype if z.dtype in (np.float32, np.float64) else np.float64, copy=False)
-    if 0 in z.shape:
-        raise ValueError(f"obsm[{use_rep!r}] is empty: its shape is {z.shape}.")
+    z = adata.obsm[use_rep]
+    z = z.toarray() if sparse.issparse(z) else np.asarray(z)
+    if z.ndim != 2 or len(z) == 0 or z.shape[1] < FEWEST_DIMENSIONS:
+        msg = (
+            f"obsm[{use_rep!r}] has the shape {z.shape}; expected cells x dimensions, with at "
+            f"least one cell and {FEWEST_DIMENSIONS} dimensions."
+        )
+        raise ValueError(msg)
     _check_finite(z)
-    return z
+    return z.astype(z.dtype if z.dtype in (np.float32, np.float64) else np.float64, copy=False)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a share that is removed outside [0, 1].
+
+    Raises
+    ------
+    ValueError
+        It lies outside.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
+
+
+def check_writable(adata: AnnData, *, copy: bool) -> None:
+    """Refuse what results cannot be written to, before any work is done; see `writable`.
+
+    Raises
+    ------
+    ValueError
+        `adata` is a view of a backed file.
+    """
+    if adata.isbacked and adata.is_view and not copy:
+        msg = (
+            "adata is a view of a backed file, to which nothing can be written. "
+            "Pass adata.to_memory(), or copy=True."
+        )
+        raise ValueError(msg)
+
+
+def writable(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return what results are written to: `adata` itself, or a copy in memory.
+
+    A view is made an AnnData of its own first, so that its parent stays as it is.  Layers of a
+    backed AnnData live in memory: its file stays as it is.
+    """
+    from anndata import ImplicitModificationWarning
+
+    if copy:
+        return adata.to_memory() if adata.isbacked else adata.copy()
+    if adata.is_view:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImplicitModificationWarning)
+            adata.uns = adata.uns  # any assignment to a view gives it data of its own
+    return adata
 
 
 def check_log_scale(x: Any) -> None:
     """Refuse values that look like counts rather than like log-expression.
 
-    Counts are whole numbers of at least 0, with some above 1, or reach values that no logarithm
-    does.  Booleans and values below 0 (bulk, log-ratios, residuals) pass.
+    Values above 1 are whole numbers for the most part (some counts are estimates), or reach
+    what no logarithm does.  Booleans pass, and so does a matrix with values below 0 (bulk,
+    log-ratios, residuals).
 
     Raises
     ------
@@ -231,23 +309,55 @@ def check_log_scale(x: Any) -> None:
         raise ValueError(msg)
 
 
+def check_varies(x: Block) -> None:
+    """Refuse a matrix in memory whose rows are all the same.
+
+    Raises
+    ------
+    ValueError
+        They are.
+    """
+    if (x.max(axis=0) != x.min(axis=0)).sum() == 0:
+        msg = (
+            f"No gene of the {x.shape[1]} that make the embedding differs between cells: every "
+            "one is constant. Check adata.X, or the layer, and var['highly_variable']."
+        )
+        raise ValueError(msg)
+
+
 def looks_like_counts(x: Any) -> bool:
     """Return whether the values of a matrix look like counts; see `check_log_scale`."""
-    whole, largest = True, 0.0
+    n_above, n_whole, largest = 0, 0, 0.0
     for values in _stored_values(x):
-        if values.size == 0:
-            continue
-        if values.min() < 0:
+        if (values < 0).any():
             return False
-        largest = max(largest, float(values.max()))
-        whole = whole and bool((values == np.floor(values)).all())
-    return largest > LARGEST_LOG or (whole and largest > 1)
+        above = values[values > 1]
+        n_above += above.size
+        n_whole += int((above == np.floor(above)).sum())
+        largest = max(largest, float(above.max(initial=0)))
+    return largest > LARGEST_LOG or 2 * n_whole > n_above
 
 
-def _column(adata: AnnData, key: str) -> pd.Series:
+def has_negative(x: Any) -> bool:
+    """Return whether there are values below 0, in a matrix of any kind that `row_blocks` reads."""
+    return any(bool((values < 0).any()) for values in _stored_values(x))
+
+
+def _column(adata: AnnData, key: Any) -> pd.Series:
+    if not isinstance(key, str):
+        msg = (
+            f"batch_key must name one column of adata.obs, received {key!r}. Combine several: "
+            "adata.obs['sample'] = adata.obs['a'].astype(str) + '-' + adata.obs['b'].astype(str)"
+        )
+        raise TypeError(msg)
     if key not in adata.obs:
         raise KeyError(f"There is no column {key!r}; {_choices('obs', key, adata.obs)}.")
     return adata.obs[key]
+
+
+def _positions(wanted: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    position = {name: i for i, name in enumerate(names)}
+    return np.array([position[name] for name in wanted], dtype=np.int64)
 
 
 def _check_samples(batch_key: str, names: list[str], n_cells: int) -> None:
@@ -259,16 +369,25 @@ def _check_samples(batch_key: str, names: list[str], n_cells: int) -> None:
             "remove. Choose another column, or go on without integration."
         )
         raise ValueError(msg)
-    if len(names) == n_cells:
+    if 2 * len(names) > n_cells:
         msg = (
-            f"obs[{batch_key!r}] has as many labels as cells ({n_cells}), such as {names[0]!r}: "
-            "these look like barcodes. Name the column that says which sample a cell is from."
+            f"obs[{batch_key!r}] has {len(names)} labels for {n_cells} cells, such as "
+            f"{names[0]!r}: these look like barcodes. Name the column that says which sample a "
+            "cell is from; samples need two cells on average."
         )
         raise ValueError(msg)
 
 
 def _readable(x: Any) -> Any:
     """Return the matrix in a form whose rows can be read in blocks; no values change."""
+    if np.dtype(x.dtype).kind not in "biuf":
+        msg = (
+            f"The values are of type {x.dtype}, expected numbers. Convert them: "
+            "adata.X = adata.X.astype('float32')"
+        )
+        raise ValueError(msg)
+    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
+        x = x.to_memory()  # backed, and without rows to read
     if sparse.issparse(x):
         x = sparse.csr_matrix(x)
         return x.astype(np.float32) if x.dtype == np.float16 else x  # SciPy knows no half

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bioren.bridge import AffineBridge
 from bioren.by_sample import apply_by_sample
+from bioren.cells import read_batches
 from bioren.moments import Moments
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def plant_bridge(
     adata
         Log-expression.
     batch_key
-        Categorical column of ``adata.obs``.
+        Column of ``adata.obs`` that says which sample a cell is from; two samples or more.
     spread_r, spread_d
         Standard deviations of ``log r`` and ``d``.
     rng
@@ -134,12 +135,12 @@ def plant_bridge(
         ``uns["planted"]`` holds ``samples``, ``r`` and ``d``, of shape ``(samples, genes)``.
     """
     rng = np.random.default_rng(rng)
-    labels = adata.obs[batch_key].cat
-    shape = (len(labels.categories), adata.n_vars)
+    batches = read_batches(adata, batch_key)
+    shape = (len(batches.names), adata.n_vars)
     log_r, d = rng.normal(0, spread_r, shape), rng.normal(0, spread_d, shape)
     r, d = np.exp(log_r - log_r.mean(axis=0)), d - d.mean(axis=0)
 
     moments = Moments.of(adata.X)
     planted = AffineBridge(r, moments.mean * (1 - r) + moments.std() * d)
-    adata.X = apply_by_sample(adata.X, labels.codes.to_numpy().astype(np.int64), planted)
-    adata.uns["planted"] = {"samples": labels.categories.to_numpy(dtype=object), "r": r, "d": d}
+    adata.X = apply_by_sample(adata.X, batches.codes, planted)
+    adata.uns["planted"] = {"samples": np.array(batches.names, dtype=object), "r": r, "d": d}

@@ -51,14 +51,22 @@ def run(folder: Path, *, rng: int = 0, progress: bool = True) -> Demo:
     ----------
     folder
         Where ``demo.png`` and ``demo.h5ad`` are written (replaced, if they are there); made if
-        it does not exist.
+        it does not exist.  Nothing is written elsewhere.
     rng
         Seed.
     progress
         Whether to show progress.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be made or written.
     """
     import scanpy as sc
 
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     adata = datasets.four_labs(rng=rng)
     sc.pp.pca(adata, n_comps=30, random_state=rng)
     tools.integrate(adata, LAB, rng=rng, progress=progress)
@@ -74,7 +82,6 @@ def run(folder: Path, *, rng: int = 0, progress: bool = True) -> Demo:
             "by chance": _chance(adata),
         }
     ).T
-    folder.mkdir(parents=True, exist_ok=True)
     figure, data = folder / "demo.png", folder / "demo.h5ad"
     with whole_file(figure, overwrite=True) as path:
         _draw(adata, path)

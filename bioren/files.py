@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,30 +15,33 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends well.
 
     Whether `path` can be written shows on entry, before any work is done.  When the block
-    fails, the temporary file is removed and `path` is as it was.
+    fails, the temporary file is removed and `path` is as it was.  A link stays a link: the file
+    that it leads to is replaced.
 
     Raises
     ------
     FileExistsError
-        `path` exists, and `overwrite` is false.
+        `path` exists, and `overwrite` is false; or it is a folder.
     OSError
         The folder does not exist or cannot be written.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder: name a file in it.")
+    if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already.")
+    path = path.resolve()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: make it first, or choose another.")
-    descriptor, name = tempfile.mkstemp(
-        suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent
-    )
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".bioren-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        msg = f"{path.parent} cannot be written ({error.strerror}): choose another folder."
+        raise type(error)(msg) from error
     try:
         yield temporary
-        # mkstemp lets only its owner read; give the file what open() would have given it.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

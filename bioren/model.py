@@ -10,10 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bioren.alignment import Alignment, Removal, align
+from bioren.alignment import Alignment, Removal, align, warn_apart
 from bioren.autoencoder import BridgeNetwork
+from bioren.blocks import Block
 from bioren.by_sample import apply_by_sample
-from bioren.cells import Cells, check_log_scale, read_batches, read_cells
+from bioren.cells import (
+    FEWEST_DIMENSIONS,
+    Cells,
+    check_log_scale,
+    check_strength,
+    check_varies,
+    has_negative,
+    read_batches,
+    read_cells,
+)
 from bioren.projection import Projection
 from bioren.states import ConditionalBridge
 from bioren.training import Epoch, TrainingOptions, decode, embed, split, train
@@ -119,8 +129,13 @@ class RenormAutoencoder:
         KeyError
             There is no such column or layer.
         ValueError
-            The values look like counts or are not finite; the labels cannot be samples.
+            The values look like counts or are not finite; the labels cannot be samples; a
+            setting is out of range.
         """
+        check_strength(self.strength)
+        if self.n_latent < FEWEST_DIMENSIONS:
+            msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
+            raise ValueError(msg)
         batches = read_batches(adata, batch_key)
         cells = read_cells(adata, layer)
         check_log_scale(cells.x)
@@ -128,9 +143,11 @@ class RenormAutoencoder:
         rng = np.random.default_rng(self.rng)
         codes, n_samples = batches.codes, len(batches.names)
         variable = cells.variable_matrix()
+        check_varies(variable)
 
         self.batch_key_ = batch_key
         self.layer_ = layer
+        self.signed_ = has_negative(cells.x)
         self.samples_ = batches.names
         self.genes_ = cells.genes
         self.variable_genes_ = cells.genes[cells.variable]
@@ -143,28 +160,12 @@ class RenormAutoencoder:
             in_reference=in_reference,
             removal=Removal(self.strength, max_removed=self.max_removed),
         )
+        warn_apart(batches.names, self.alignment_)
 
-        training, held_out = split(len(codes), self.training.held_out, rng)
-        samples = self.alignment_.samples.of_genes(cells.variable)
-        population = self.alignment_.reference.of_genes(cells.variable)
-        projection = Projection.fit(
-            variable[training],
-            codes[training],
-            self.alignment_.bridges[:, cells.variable],
-            population.mean,
-            self.n_latent,
-            rng,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            n_genes, n_latent = projection.loadings.shape
-            network = BridgeNetwork(n_genes, n_samples, n_latent, self.n_hidden)
-        network.start_from(samples, population, projection.loadings, in_reference)
-        history = train(network, variable, codes, (training, held_out), self.training, rng)
-        self.network_ = network
+        self.network_, history = self._fit_network(variable, cells, codes, in_reference, rng)
         self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
 
-        z = embed(network, variable, codes)
+        z = embed(self.network_, variable, codes)
         self.states_ = ConditionalBridge.fit(
             z, codes, n_samples, rng=rng, in_reference=in_reference, strength=self.strength
         )
@@ -232,6 +233,36 @@ class RenormAutoencoder:
             state = f"fitted on {len(self.samples_)} samples, {len(self.genes_)} genes"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
 
+    def _fit_network(
+        self,
+        x: Block,
+        cells: Cells,
+        codes: np.ndarray,
+        in_reference: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> tuple[BridgeNetwork, list[Epoch]]:
+        """Train from the principal components of the training cells; `x` is the variable genes."""
+        samples = self.alignment_.samples.of_genes(cells.variable)
+        population = self.alignment_.reference.of_genes(cells.variable)
+        bridges = self.alignment_.bridges[:, cells.variable]
+
+        def components(rows: np.ndarray, most: int) -> np.ndarray:
+            found = Projection.fit(x[rows], codes[rows], bridges, population.mean, most, rng)
+            return found.loadings
+
+        training, held_out = split(len(codes), self.training.held_out, rng)
+        start = components(training, self.n_latent)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            network = BridgeNetwork(len(start), len(samples.count), start.shape[1], self.n_hidden)
+        network.start_from(samples, population, start, in_reference)
+        history = train(network, x, codes, (training, held_out), self.training, rng)
+        if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
+            # Training does not help here, so that no cell need be held out of the components.
+            everything = components(np.arange(len(codes)), start.shape[1])
+            network.start_from(samples, population, everything, in_reference)
+        return network, history
+
     def _fitted(self) -> Self:
         if not hasattr(self, "states_"):
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
@@ -243,11 +274,12 @@ class RenormAutoencoder:
         self._fitted()
         batches = read_batches(adata, batch_key or self.batch_key_, names=self.samples_)
         cells = read_cells(adata, self.layer_, genes=genes)
-        check_log_scale(cells.x)
+        if not self.signed_:  # else a single cell without negative values might be refused
+            check_log_scale(cells.x)
         return cells, batches.codes
 
     def _known(self, genes: pd.Index) -> np.ndarray:
-        columns = self.genes_.get_indexer(genes)
+        columns: np.ndarray = self.genes_.get_indexer(genes)
         if (columns < 0).any():
             msg = (
                 f"{int((columns < 0).sum())} of {len(genes)} genes were not there when the model "

@@ -13,14 +13,14 @@ from typing import Any, Self
 import numpy as np
 from scipy import sparse
 
-from bioren.blocks import Block, row_blocks
+from bioren.blocks import Block, check_matrix, row_blocks
 
 __all__ = ["Moments"]
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
 class Moments:
     """Count, mean and sum of squared deviations of a set of cells, per gene.
 
@@ -55,7 +55,13 @@ class Moments:
         x
             Shape ``(cells, genes)``: ndarray, SciPy sparse matrix, dask array, matrix of a
             backed AnnData (all read in blocks of rows), or torch tensor (stays on its device).
+
+        Raises
+        ------
+        ValueError
+            `x` does not have two dimensions.
         """
+        check_matrix(x)
         if _is_torch(x):
             return cls._of_tensor(x)
         grouped = cls.by_group(x, np.zeros(x.shape[0], dtype=np.intp), 1)
@@ -82,11 +88,15 @@ class Moments:
         Raises
         ------
         ValueError
-            `codes` or `weights` do not have one row per cell.
+            `codes` or `weights` do not have one row per cell, a code lies out of range, or `x`
+            does not have two dimensions.
         """
-        for name, rows in (("codes", codes), ("weights", weights)):
-            if rows is not None and len(rows) != x.shape[0]:
-                raise ValueError(f"{name} has {len(rows)} rows for {x.shape[0]} cells.")
+        for name, given in (("codes", codes), ("weights", weights)):
+            if given is not None and len(given) != x.shape[0]:
+                raise ValueError(f"{name} has {len(given)} rows for {x.shape[0]} cells.")
+        if len(codes) and not (codes.min() >= 0 and codes.max() < n_groups):
+            msg = f"codes must lie in 0..{n_groups - 1}, found {codes.min()}..{codes.max()}."
+            raise ValueError(msg)
         n_states = 1 if weights is None else weights.shape[1]
         total = cls.empty((n_groups, n_states), x.shape[1])
         for rows, block in row_blocks(x):
@@ -119,9 +129,11 @@ class Moments:
             `other` holds more cells than `self`.
         """
         count = self.count - other.count
-        if (count < 0).any():
+        rounding = 1e-12 * self.count  # sums of weights seldom cancel to exactly nothing
+        if (count < -rounding).any():
             msg = f"Cannot take {other.count} cells out of {self.count}."
             raise ValueError(msg)
+        count = count * (count > rounding)
         left = (count > 0)[..., None]
         share = other.count / (count + (count == 0))
         mean = (self.mean + (self.mean - other.mean) * share[..., None]) * left
@@ -165,8 +177,10 @@ class Moments:
     def _weighted(cls, x: Block, weights: np.ndarray) -> Self:
         """Return the moments of one block per state: x is cells x genes, weights cells x states.
 
-        Deviations are taken from the block's own mean, so that nothing large cancels.
+        Deviations are taken from the block's own mean, so that nothing large cancels.  Weights
+        in double precision: implicit zeros are counted by what is left of their sum.
         """
+        weights = weights.astype(np.float64, copy=False)
         count = weights.sum(axis=0)  # states
         center = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()  # genes
         if sparse.issparse(x):
@@ -198,7 +212,8 @@ def _sparse_sums(
 
     def total(data: np.ndarray) -> np.ndarray:
         stored.data = data
-        return (stored.T @ weights).T
+        sums: np.ndarray = (stored.T @ weights).T  # states x genes
+        return sums
 
     deviation = stored.data - center[x.indices]
     zeros = count[:, None] - total(np.ones(x.nnz))

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.alignment import Removal, align
+from bioren.alignment import Removal, align, warn_apart
 from bioren.by_sample import apply_by_sample, scale_by_sample
-from bioren.cells import check_log_scale, read_batches, read_cells
+from bioren.cells import (
+    check_log_scale,
+    check_strength,
+    check_varies,
+    check_writable,
+    read_batches,
+    read_cells,
+    writable,
+)
 from bioren.record import write_record
 
 if TYPE_CHECKING:
@@ -84,27 +92,35 @@ def bridge(
     KeyError
         There is no such column or layer.
     ValueError
-        The values look like counts or are not finite; the labels cannot be samples.
+        The values look like counts or are not finite; the labels cannot be samples; `strength`
+        or a limit is out of range.
     """
+    check_strength(strength)
+    check_writable(adata, copy=copy)
     batches = read_batches(adata, batch_key)
     cells = read_cells(adata, layer)
     check_log_scale(cells.x)
+    variable = None
+    if standardize:
+        variable = cells.variable_matrix(), cells.variable
+        check_varies(variable[0])
     alignment = align(
         cells.x,
         batches.codes,
         len(batches.names),
         rng=np.random.default_rng(rng),
-        variable=(cells.variable_matrix(), cells.variable),
+        variable=variable,
         in_reference=batches.select(reference),
         removal=Removal(strength, max_kept, max_removed),
         turns=2 if standardize else 0,
     )
+    warn_apart(batches.names, alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
     else:
         corrected = scale_by_sample(cells.x, batches.codes, alignment.bridges.scale)
 
-    adata = adata.copy() if copy else adata
+    adata = writable(adata, copy=copy)
     adata.layers[key_added] = corrected
     settings = {"layer": layer, "center": center, "standardize": standardize, "strength": strength}
     write_record(adata, key_added, batches, cells.genes, alignment, settings)

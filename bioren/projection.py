@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, svds
 
 from bioren.blocks import Block, row_blocks, stacked
 from bioren.bridge import AffineBridge
@@ -61,9 +61,14 @@ class Projection:
         center
             Origin of the embedding, shape ``(genes,)``.
         n_components
-            Number of components; fewer come back where cells or genes are fewer.
+            Number of components; fewer come back where cells or genes are not more.
         rng
             Chooses the cells, where there are too many, and the start vector.
+
+        Raises
+        ------
+        ValueError
+            There are fewer than 2 cells or 2 genes.
         """
         cells = np.arange(x.shape[0])
         if len(cells) > MAX_CELLS:
@@ -74,7 +79,12 @@ class Projection:
         if n_components < 1:
             raise ValueError(f"Components need 2 cells and 2 genes, received {x.shape}.")
         start = rng.standard_normal(min(operator.shape))
-        _, size, rows = svds(operator, k=n_components, v0=start, solver="arpack")
+        try:
+            _, size, rows = svds(operator, k=n_components, v0=start, solver="arpack")
+        except ArpackNoConvergence:
+            raise
+        except ArpackError:  # all cells lie at the center: any components will do
+            return cls(center, np.eye(x.shape[1], n_components))
         rows = rows[np.argsort(-size)]
         # The sign of a component is arbitrary: make its largest loading positive.
         largest = np.abs(rows).argmax(axis=1)
@@ -102,10 +112,12 @@ def _centered(
     )
 
     def forward(v: np.ndarray) -> np.ndarray:
-        return scaled @ v + (offset @ v)[codes]
+        product: np.ndarray = scaled @ v + (offset @ v)[codes]
+        return product
 
     def backward(u: np.ndarray) -> np.ndarray:
-        return scaled.T @ u + offset.T @ (membership @ u)
+        product: np.ndarray = scaled.T @ u + offset.T @ (membership @ u)
+        return product
 
     return LinearOperator(
         scaled.shape,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from bioren.moments import Moments
 
@@ -17,6 +18,12 @@ __all__ = ["Standardized", "standardize"]
 
 #: Guards divisions by a sum of weights that may be zero; no real weight is as small.
 TINY = 1e-12
+
+#: A sample of which a smaller share lives in states of others is not compared with them.
+LEAST_OVERLAP = 0.05
+
+#: Ties between samples weaker than this share of the strongest count as none.
+RESOLUTION = 1e-9
 
 
 class Standardized(NamedTuple):
@@ -30,12 +37,17 @@ class Standardized(NamedTuple):
     reference
         No groups: the reference population, in which each sample weighs the same.
     standard_error
-        Of the samples' means, in the units of the data, shape ``(samples, genes)``.
+        Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
+    overlap
+        Share of each sample that lives in states which other samples have too, in [0, 1], shape
+        ``(samples,)``.  Below `LEAST_OVERLAP` a sample's effect cannot be told from its
+        composition: it counts as having none.
     """
 
     samples: Moments
     reference: Moments
     standard_error: np.ndarray
+    overlap: np.ndarray
 
 
 def standardize(
@@ -70,7 +82,10 @@ def standardize(
     composition = (by_state.count / np.maximum(cells, TINY)[:, None])[in_reference].mean(axis=0)
 
     weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
-    shift = _sample_shifts(by_state.mean, weight, in_reference)  # samples x genes
+    overlap = _overlap(by_state.count, prior_cells)
+    compared = (overlap >= LEAST_OVERLAP)[:, None]
+    # Left out of the comparison altogether: else the others would go half-way to what stays.
+    shift = _sample_shifts(by_state.mean, weight * compared, in_reference)  # samples x genes
 
     # The reference: a level and a variance per state, then over the states.
     weight_there = weight * in_reference[:, None]
@@ -81,29 +96,61 @@ def standardize(
     variance = composition @ (within + (level - mean) ** 2)
 
     ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0), prior_cells)
+    ratio = np.where(compared, ratio, 1.0)
     samples = Moments(cells, mean + shift, cells[:, None] * variance * ratio)
     n_reference = cells[in_reference].sum()
     reference = Moments(n_reference, mean, n_reference * variance)
 
-    # Errors from the reference's variance: a sample of one cell has none of its own.
-    part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
-    error2 = (part**2 / np.maximum(by_state.count, 1)) @ within
-    return Standardized(samples, reference, np.sqrt(error2))
+    error2 = _squared_errors(by_state.count, weight, share, in_reference) @ within
+    return Standardized(samples, reference, np.sqrt(error2), overlap)
+
+
+def _overlap(count: np.ndarray, prior_cells: float) -> np.ndarray:
+    others = count.sum(axis=0) - count  # samples x states
+    part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
+    overlap: np.ndarray = (part * others / (others + prior_cells)).sum(axis=1)
+    return overlap
+
+
+def _squared_errors(
+    count: np.ndarray, weight: np.ndarray, share: np.ndarray, in_reference: np.ndarray
+) -> np.ndarray:
+    """Return the shifts' squared errors in units of the variance within states.
+
+    Shape ``(samples, states)``, to be summed over the states.  A shift is found in the states
+    that a sample shares with others, and there it is as uncertain as either side; the
+    reference's variance stands for both, as a sample of one cell has none of its own.
+    """
+    tie = weight * (1 - weight / np.maximum(weight.sum(axis=0), TINY))
+    part = tie / np.maximum(tie.sum(axis=1, keepdims=True), TINY)
+    there = count * in_reference[:, None]
+    others = there.sum(axis=0) - there
+    # Where a sample is part of the reference, the reference moves along with it.
+    squared: np.ndarray = (part * (1 - share)) ** 2 * (
+        1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY)
+    )
+    return squared
 
 
 def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarray) -> np.ndarray:
     """Solve the additive model for the samples' shifts, which are 0 on average in the reference.
 
     The weights do not depend on the gene, so one small system serves all genes: eliminating the
-    state levels leaves a Laplacian over the samples.  Samples that share no state with the rest
-    (its null space) get no shift.
+    state levels leaves a Laplacian over the samples.  Only samples that states tie together,
+    directly or by way of others, can be compared: each such set has a zero of its own, and one
+    without a sample of the reference gets no shift.
     """
     share = weight / np.maximum(weight.sum(axis=0), TINY)  # of each sample in a state's level
-    laplacian = np.diag(weight.sum(axis=1)) - weight @ share.T
+    ties = weight @ share.T  # samples x samples
+    laplacian = np.diag(weight.sum(axis=1)) - ties
     centered = mean - np.einsum("sk,skg->kg", share, mean)
     difference = np.einsum("sk,skg->sg", weight, centered)
-    shift = np.linalg.pinv(laplacian, rcond=1e-9, hermitian=True) @ difference
-    return shift - shift[in_reference].mean(axis=0)
+    shift: np.ndarray = np.linalg.pinv(laplacian, rcond=RESOLUTION, hermitian=True) @ difference
+    n_sets, tied = sparse.csgraph.connected_components(ties > RESOLUTION * ties.max())
+    for members in (tied == one for one in range(n_sets)):
+        zero = members & in_reference
+        shift[members] -= shift[zero].mean(axis=0) if zero.any() else shift[members]
+    return shift
 
 
 def _variance_ratio(
@@ -119,4 +166,5 @@ def _variance_ratio(
     cells = by_state.count.sum(axis=1)[:, None]
     drawn = (cells * observed + prior_cells * expected) / (cells + prior_cells)
     comparable = (expected > 0) & (observed > 0)
-    return np.divide(drawn, expected, out=np.ones_like(expected), where=comparable)
+    ratio: np.ndarray = np.divide(drawn, expected, out=np.ones_like(expected), where=comparable)
+    return ratio

@@ -16,11 +16,14 @@ Arrays: z cells x dims, responsibilities cells x states, codes cells, tables sam
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from bioren.moments import Moments
 
@@ -39,7 +42,7 @@ class StateOptions(NamedTuple):
     prior_cells
         A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
     rounds
-        At most so many rounds of clustering and shifting.
+        At most so many rounds of clustering and shifting, at least one.
     """
 
     width: float = 0.1
@@ -109,15 +112,23 @@ class ConditionalBridge:
         in_reference
             Which samples make up the reference, boolean of shape ``(n_samples,)``; None: all.
         n_states
-            Number of states; None: one per 30 cells, at most 100.
+            Number of states, no more than cells; None: one per 30 cells, at most 100.
         strength
             Share of each shift that is carried out, in [0, 1].
         options
             See `StateOptions`.
+
+        Raises
+        ------
+        ValueError
+            There are no cells, or `options` ask for no round.
         """
         options = options or StateOptions()
+        if len(z) == 0 or options.rounds < 1:
+            msg = f"Expected cells and rounds, received {len(z)} cells, {options.rounds} rounds."
+            raise ValueError(msg)
         in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
-        n_states = n_states or default_n_states(len(z))
+        n_states = min(n_states or default_n_states(len(z)), len(z))
         rounds: list[Round] = []
         moved = z
         for _ in range(options.rounds):
@@ -186,14 +197,15 @@ def _diverse_clusters(
     """
     if centers is None:
         seed = int(rng.integers(2**31))
-        kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
+        with warnings.catch_warnings():
+            # Fewer distinct cells than states: some states then coincide, which does no harm.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
         centers = _unit(kmeans.cluster_centers_)
-    membership = np.zeros((len(codes), n_samples), dtype=unit.dtype)
-    membership[np.arange(len(codes)), codes] = 1
-    proportion = membership.mean(axis=0)
+    proportion = np.bincount(codes, minlength=n_samples) / len(codes)
 
     share = _softmax(2 * (unit @ centers.T - 1) / options.width)
-    observed = membership.T @ share  # samples x states
+    observed = _sample_sums(share, codes, n_samples)  # samples x states
     before = np.inf
     n_blocks = min(20, len(unit))
     for _ in range(20):
@@ -201,10 +213,10 @@ def _diverse_clusters(
         closeness = 2 * (unit @ centers.T - 1) / options.width
         order = rng.permutation(len(unit))
         for block in np.array_split(order, n_blocks):
-            observed -= membership[block].T @ share[block]
+            observed -= _sample_sums(share[block], codes[block], n_samples)
             odds = _log_odds(observed, proportion, options.diversity)
             share[block] = _softmax(closeness[block] + odds[codes[block]])
-            observed += membership[block].T @ share[block]
+            observed += _sample_sums(share[block], codes[block], n_samples)
         # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
         odds = _log_odds(observed, proportion, options.diversity)
         entropy = np.sum(share * np.log(share + 1e-12))
@@ -217,7 +229,8 @@ def _diverse_clusters(
 
 def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) -> np.ndarray:
     expected = proportion[:, None] * observed.sum(axis=0)
-    return diversity * np.log((expected + 1) / (observed.clip(0) + 1))
+    odds: np.ndarray = diversity * np.log((expected + 1) / (observed.clip(0) + 1))
+    return odds
 
 
 def _state_shifts(
@@ -238,15 +251,27 @@ def _state_shifts(
     error2 = within / np.maximum(effective, 1)[..., None]
     scaled = np.square(shift) / np.maximum(error2, 1e-12)
     signal = 1 - shift.shape[-1] / np.maximum(scaled.sum(axis=-1), 1e-12)
-    return shift * (trust * signal.clip(0))[..., None]
+    # Nothing leads to a reference that holds less than a cell of this state.
+    there = (by_state.count * in_reference[:, None]).sum(axis=0)  # states
+    trust = trust * np.minimum(there, 1)
+    shrunk: np.ndarray = shift * (trust * signal.clip(0))[..., None]
+    return shrunk
 
 
 def _effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
-    total, square = np.zeros((2, n_samples, share.shape[1]))
-    np.add.at(total, codes, share)
-    np.add.at(square, codes, share**2)
-    return total**2 / np.maximum(square, 1e-12)
+    total = _sample_sums(share, codes, n_samples)
+    square = _sample_sums(share**2, codes, n_samples)
+    effective: np.ndarray = total**2 / np.maximum(square, 1e-12)
+    return effective
+
+
+def _sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+    """Sum the rows of each sample, samples x states, in double precision."""
+    cells = np.arange(len(codes))
+    membership = sparse.csr_matrix((np.ones(len(codes)), (codes, cells)), (n_samples, len(codes)))
+    sums: np.ndarray = membership @ share
+    return sums
 
 
 def _responsibilities(
@@ -264,11 +289,12 @@ def _shifted(z: np.ndarray, codes: np.ndarray, share: np.ndarray, shifts: np.nda
 
 
 def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
-    return float(np.linalg.norm(after - before) / max(np.linalg.norm(before), 1e-12))
+    return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), 1e-12)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

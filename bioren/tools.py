@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.cells import read_batches, read_embedding
+from bioren.cells import check_strength, check_writable, read_batches, read_embedding, writable
 from bioren.model import RenormAutoencoder
 from bioren.record import effects_table, write_record
 from bioren.states import ConditionalBridge
@@ -94,24 +94,33 @@ def integrate(
         ``uns["bioren"]``
             Effects per sample and gene, see `batch_effects`, and the training history.
         ``obsm["bioren_decoded"]``
-            If `decoded`: denoised expression of the variable genes, as if measured in the
-            reference population; a DataFrame.
+            If `decoded`: denoised expression of the genes ``uns["bioren"]["variable_genes"]``,
+            as if measured in the reference population.
 
     Raises
     ------
     KeyError
         There is no such column, layer or embedding.
     ValueError
-        The values look like counts or are not finite; the labels cannot be samples.
+        The values look like counts or are not finite; the labels cannot be samples; `strength`
+        or a limit is out of range; `layer` or `decoded` is given beside `use_rep`.
 
     Examples
     --------
     >>> bioren.tl.integrate(adata, "sample")                            # doctest: +SKIP
     >>> sc.pp.neighbors(adata, use_rep="X_bioren")                      # doctest: +SKIP
     """
+    check_strength(strength)
+    check_writable(adata, copy=copy)
     if use_rep is not None:
+        if layer is not None or decoded:
+            msg = (
+                f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer "
+                "and decoded, or leave out use_rep."
+            )
+            raise ValueError(msg)
         embedding = _integrate_embedding(adata, batch_key, reference, use_rep, strength, rng)
-        adata = adata.copy() if copy else adata
+        adata = writable(adata, copy=copy)
         adata.obsm[key_added] = embedding
         return adata if copy else None
 
@@ -124,14 +133,15 @@ def integrate(
     corrected = model.correct(adata)
     rebuilt = model.decode(adata) if decoded else None
 
-    adata = adata.copy() if copy else adata
+    batches = read_batches(adata, batch_key)
+    adata = writable(adata, copy=copy)
     adata.obsm[key_added] = embedding
     adata.layers[KEY] = corrected
     if rebuilt is not None:
-        adata.obsm[f"{KEY}_decoded"] = rebuilt
+        adata.obsm[f"{KEY}_decoded"] = rebuilt.to_numpy()
     settings = {"layer": layer, "n_latent": embedding.shape[1], "strength": strength}
-    batches = read_batches(adata, batch_key)
     write_record(adata, KEY, batches, model.genes_, model.alignment_, settings)
+    adata.uns[KEY]["variable_genes"] = model.variable_genes_.to_numpy(dtype=object)
     adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
     return adata if copy else None
 

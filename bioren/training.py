@@ -14,7 +14,7 @@ import lightning_fabric
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bioren.autoencoder import BridgeNetwork
 from bioren.blocks import Block, as_block, to_dense
@@ -154,6 +154,7 @@ def train(
             if history[-1].held_out < best.held_out:
                 best, best_state = history[-1], copy.deepcopy(network.state_dict())
             elif epoch - best.epoch >= options.patience:
+                bar.total = epoch  # stopped early, and done
                 break
     network.load_state_dict(best_state)
     network.eval()

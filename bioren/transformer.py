@@ -11,8 +11,9 @@ import pandas as pd
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bioren.alignment import Removal, align
+from bioren.alignment import Removal, align, warn_apart
 from bioren.by_sample import apply_by_sample
+from bioren.cells import check_strength
 
 __all__ = ["BridgeTransformer"]
 
@@ -98,14 +99,16 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         ------
         ValueError
             `batch` is missing, incomplete or not one per row, or names a single batch; the
-            values are not finite; `reference` names no batch.
+            values are not finite; `reference` names no batch; `strength` or a limit is out of
+            range.
         """
+        check_strength(self.strength)
         X = validate_data(self, X, dtype=(np.float64, np.float32))
         labels = _labels(batch, len(X))
         self.batches_, codes = np.unique(labels, return_inverse=True)
         if len(self.batches_) < 2:
             raise ValueError(
-                f"batch names one batch only, {self.batches_[0]!r}: nothing to bridge."
+                f"batch names one batch only, '{self.batches_[0]}': nothing to bridge."
             )
         self.alignment_ = align(
             X,
@@ -116,6 +119,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             removal=Removal(self.strength, self.max_kept, self.max_removed),
             turns=2 if self.standardize else 0,
         )
+        warn_apart(self.batches_.tolist(), self.alignment_)
         return self
 
     def transform(self, X: Any, *, batch: Any = None) -> np.ndarray:
@@ -160,21 +164,21 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _in_reference(self) -> np.ndarray | None:
         if self.reference is None:
             return None
-        wanted = [self.reference] if isinstance(self.reference, str) else list(self.reference)
-        unknown = sorted(set(map(str, wanted)) - set(self.batches_))
-        if unknown or not wanted:
+        wanted = np.atleast_1d(np.asarray(self.reference, dtype=object)).astype(str)
+        if not len(wanted) or not np.isin(wanted, self.batches_).all():
             known = ", ".join(map(str, self.batches_))
             raise ValueError(f"reference={self.reference!r} must name batches: {known}.")
-        return np.asarray(np.isin(self.batches_, np.array(wanted, dtype=str)))
+        return np.isin(self.batches_, wanted)
 
 
 def _labels(batch: Any, n_rows: int) -> np.ndarray:
     if batch is None:
-        msg = "batch is missing: pass the batch of each row, fit(X, batch=labels)."
+        msg = "batch is missing: pass the batch of each row, such as transform(X, batch=labels)."
         raise ValueError(msg)
-    labels = pd.Series(np.asarray(batch).ravel())
+    labels = pd.Series(np.asarray(batch, dtype=object).ravel())  # str would make NaN a label
     if len(labels) != n_rows:
         raise ValueError(f"batch has {len(labels)} labels for {n_rows} rows.")
     if labels.isna().any():
         raise ValueError(f"batch has no label for {int(labels.isna().sum())} rows.")
-    return labels.astype(str).to_numpy(dtype=str)
+    names: np.ndarray = labels.astype(str).to_numpy(dtype=str)
+    return names

@@ -23,7 +23,12 @@ exclude_patterns = ["_build"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
-napoleon_use_ivar = True
+autodoc_typehints_description_target = "documented"
+# scikit-learn writes these methods and their docstrings, which point into its own documentation.
+sklearn_methods = ["fit", "transform", "inverse_transform"]
+autodoc_default_options = {
+    "exclude-members": ",".join(f"set_{method}_request" for method in sklearn_methods)
+}
 # So that autosummary finds bioren.pp.bridge: pp and tl are attributes, not files.
 sys.modules |= {f"bioren.{alias}": getattr(bioren, alias) for alias in ("pp", "tl")}
 
@@ -42,4 +47,15 @@ shutil.copytree(
 )
 
 html_theme = "sphinx_book_theme"
+html_theme_options = {"navbar_persistent": []}  # the search field is in the sidebar already
 html_title = f"bioren {version}"
+
+
+def setup(app):
+    # The docstring of a named tuple describes its fields; Python's own lines on them say nothing.
+    app.connect(
+        "autodoc-skip-member",
+        lambda app, what, name, member, skip, options: (
+            True if str(member.__doc__).startswith("Alias for field number") else None
+        ),
+    )

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+from bioren.alignment import Removal, align
+from bioren.by_sample import apply_by_sample
+
+
+def simulated(
+    seed=0, *, sizes=(400, 400, 400), mixes=((5, 3, 2), (2, 5, 3), (3, 2, 5)), effect=0.5
+):
+    """Cells of three types, in samples of different compositions; each sample shifts each gene.
+
+    Returns x, codes, types, and the planted shifts (samples x genes, 0 on average).
+    """
+    rng = np.random.default_rng(seed)
+    n_genes = 40
+    level = rng.normal(3, 1, (3, n_genes))
+    shift = effect * rng.normal(size=(len(sizes), n_genes))
+    shift -= shift.mean(axis=0)
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    kind = np.concatenate(
+        [rng.choice(3, n, p=np.array(mix) / 10) for n, mix in zip(sizes, mixes, strict=True)]
+    )
+    x = level[kind] + shift[codes] + rng.normal(0, 0.5, (len(codes), n_genes))
+    return x, codes, kind, shift
+
+
+def fit(x, codes, *, seed=0, **options):
+    options = {"n_components": 8, **options}
+    return align(x, codes, int(codes.max()) + 1, rng=np.random.default_rng(seed), **options)
+
+
+def planted_and_found(found, shift):
+    effect = found.d * (found.reference.std() + (found.reference.std() == 0))
+    return np.corrcoef(effect.ravel(), shift.ravel())[0, 1]
+
+
+def test_planted_shifts_are_found_though_compositions_differ():
+    x, codes, kind, shift = simulated()
+    found = fit(x, codes)
+    assert planted_and_found(found, shift) > 0.97
+    assert planted_and_found(fit(x, codes, turns=0), shift) < 0.95
+    corrected = apply_by_sample(x, codes, found.bridges)
+    for k in range(3):
+        before, after = (
+            np.std([y[(codes == s) & (kind == k)].mean(axis=0) for s in range(3)], axis=0).mean()
+            for y in (x, corrected)
+        )
+        assert after < 0.35 * before
+
+
+def test_bridges_lead_back():
+    x, codes, _, _ = simulated(1)
+    found = fit(x, codes)
+    corrected = apply_by_sample(x, codes, found.bridges)
+    assert_allclose(apply_by_sample(corrected, codes, found.bridges.invert()), x, atol=1e-9)
+
+
+def test_sparse_and_dense_agree():
+    x, codes, _, _ = simulated(2, sizes=(100, 100, 100))
+    x = np.where(x > 3, x, 0)
+    dense, thin = fit(x, codes), fit(sparse.csr_matrix(x), codes)
+    assert_allclose(dense.d, thin.d, atol=1e-5)
+    assert_allclose(dense.bridges.shift, thin.bridges.shift, atol=1e-5)
+
+
+def test_only_the_reference_is_left_alone():
+    x, codes, _, shift = simulated(3)
+    found = fit(x, codes, in_reference=np.array([False, True, False]))
+    assert_allclose(found.d[1], 0, atol=1e-9)
+    assert_allclose(found.bridges.shift[1], 0, atol=1e-2)
+    assert planted_and_found(found, shift - shift[1]) > 0.97
+
+
+def test_states_sought_in_some_genes_bridge_all():
+    x, codes, _, shift = simulated(4)
+    genes = np.arange(1, 40, 2)
+    found = fit(x, codes, variable=(x[:, genes], genes))
+    assert found.bridges.scale.shape == (3, 40)
+    assert planted_and_found(found, shift) > 0.97
+
+
+def test_the_guard_holds():
+    x, codes, _, _ = simulated(5, effect=3.0)
+    x[codes == 1] *= 4
+    found = fit(x, codes, removal=Removal(max_removed=(1.2, 0.3)))
+    assert np.abs(found.d * found.removed).max() <= 0.3 + 1e-9
+    assert np.abs(np.log(found.bridges.scale)).max() <= math.log(1.2) + 1e-9
+    assert np.abs(found.d).max() > 0.3
+
+
+def test_by_default_no_gene_is_rescaled_more_than_twofold():
+    x, codes, _, _ = simulated(6)
+    x[codes == 1] *= 5
+    scale = fit(x, codes, turns=0).bridges.scale  # samples so far apart share no state
+    assert_allclose(np.abs(np.log(scale)).max(), math.log(2))
+
+
+def test_same_seed_same_alignment():
+    x, codes, _, _ = simulated(7, sizes=(60, 60, 60))
+    assert_array_equal(fit(x, codes).bridges.shift, fit(x, codes).bridges.shift)
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_tiny_samples(few):
+    x, codes, _, _ = simulated(8, sizes=(100, 100, few))
+    x[:, 0], x[codes == 2, 1] = 0, 7
+    found = fit(x, codes)
+    for table in (found.r, found.d, found.removed, found.bridges.scale, found.bridges.shift):
+        assert np.isfinite(table).all()
+    assert (found.bridges.scale > 0).all()
+
+
+def test_identical_cells():
+    x, codes = np.full((20, 5), 2.0), np.arange(20) % 2
+    found = fit(x, codes, n_components=3)
+    assert_allclose(apply_by_sample(x, codes, found.bridges), x)
+
+
+def test_many_samples_times_genes_have_fewer_states(monkeypatch):
+    x, codes, _, shift = simulated(9)
+    monkeypatch.setattr("bioren.alignment.TABLE_ENTRIES", 3 * 40 * 5)
+    seen = []
+    from bioren.states import ConditionalBridge
+
+    def fewer(*args, n_states, **options):
+        seen.append(n_states)
+        return ConditionalBridge.fit(*args, n_states=n_states, **options)
+
+    monkeypatch.setattr("bioren.alignment.ConditionalBridge", type("Spy", (), {"fit": fewer}))
+    assert planted_and_found(fit(x, codes), shift) > 0.9
+    assert seen == [5, 5]

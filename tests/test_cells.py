@@ -1,0 +1,155 @@
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+from bioren.cells import (
+    check_log_scale,
+    has_negative,
+    looks_like_counts,
+    read_batches,
+    read_cells,
+    read_embedding,
+    writable,
+)
+
+
+def labelled(labels, n_genes=3):
+    obs = pd.DataFrame(
+        {"sample": pd.Series(labels, dtype=object).to_numpy()},
+        index=[f"cell{i}" for i in range(len(labels))],
+    )
+    return AnnData(np.zeros((len(labels), n_genes), dtype=np.float32), obs=obs)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", 1, "1"]), min_size=8, max_size=30))
+def test_names_at_the_codes_are_the_labels(labels):
+    labels = [*labels, "a", "a", "b", "b", "c", "c", 1, 1]
+    batches = read_batches(labelled(labels), "sample")
+    assert [batches.names[code] for code in batches.codes] == list(map(str, labels))
+    assert sorted(set(batches.names)) == sorted(set(map(str, labels)))
+    assert batches.codes.dtype == np.int64
+
+
+@given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("abcd"), min_size=1))
+def test_a_models_samples_give_the_codes(names, labels):
+    batches = read_batches(labelled(labels), "sample", names=names)
+    assert batches.names == list(names)
+    assert [names[code] for code in batches.codes] == labels
+
+
+def test_categories_keep_their_order_and_lose_the_unused():
+    adata = labelled(["x", "y", "z"] * 3)
+    adata.obs["sample"] = pd.Categorical(adata.obs["sample"], categories=["z", "none", "y", "x"])
+    assert read_batches(adata, "sample").names == ["z", "y", "x"]
+
+
+def test_integers_are_sorted_as_numbers():
+    assert read_batches(labelled([10, 9, 2] * 2), "sample").names == ["2", "9", "10"]
+
+
+def test_many_categories_need_more_than_eight_bits():
+    batches = read_batches(labelled([i % 300 for i in range(600)]), "sample")
+    assert_array_equal(batches.codes, np.arange(600) % 300)
+
+
+def test_sample_unknown_to_a_model_names_the_known():
+    with pytest.raises(ValueError, match=r"not fitted on: x\. It knows a, b\."):
+        read_batches(labelled(["a", "x"]), "sample", names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [("b", [0, 1, 0]), (["a", "c"], [1, 0, 1]), (("c",), [0, 0, 1]), (pd.Index(["a"]), [1, 0, 0])],
+)
+def test_reference_selects_samples(reference, expected):
+    batches = read_batches(labelled(list("abc") * 2), "sample")
+    assert_array_equal(batches.select(reference), np.array(expected, dtype=bool))
+    assert batches.select(None) is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asarray,
+        sparse.csr_matrix,
+        sparse.csc_matrix,
+        sparse.csr_array,
+        lambda x: da.from_array(x, chunks=(2, 3)),
+    ],
+)
+def test_variable_genes_are_gathered_in_their_order(form):
+    x = np.arange(20.0).reshape(4, 5)
+    adata = AnnData(form(x))
+    adata.var_names = list("abcde")
+    adata.var["highly_variable"] = [False, True, True, False, True]
+    matrix = read_cells(adata).variable_matrix()
+    matrix = matrix.toarray() if sparse.issparse(matrix) else matrix
+    assert_array_equal(matrix, x[:, [1, 2, 4]])
+    matrix = read_cells(adata, genes=pd.Index(list("eacb"))).variable_matrix()
+    matrix = matrix.toarray() if sparse.issparse(matrix) else matrix
+    assert_array_equal(matrix, x[:, [4, 0, 2, 1]])
+
+
+def test_missing_genes_are_named():
+    adata = AnnData(np.ones((2, 3)))
+    adata.var_names = list("abc")
+    with pytest.raises(KeyError, match="2 of the model's 3 genes are missing: x, y"):
+        read_cells(adata, genes=pd.Index(list("xay")))
+
+
+def test_sparse_half_precision_is_widened():
+    x = sparse.csr_matrix(np.eye(4, dtype=np.float32))
+    x.data = x.data.astype(np.float16)
+    adata = AnnData(np.eye(4))
+    adata.layers["half"] = np.eye(4)
+    adata._layers["half"] = x
+    assert read_cells(adata, "half").x.dtype == np.float32
+
+
+@given(st.integers(0, 10_000), st.floats(2, 20))
+def test_poisson_counts_look_like_counts_and_their_logarithms_do_not(seed, rate):
+    counts = np.random.default_rng(seed).poisson(rate, (30, 20))
+    counts[0, 0] = 2
+    assert looks_like_counts(counts)
+    assert looks_like_counts(sparse.csr_matrix(counts))
+    fractions = np.where(np.random.default_rng(seed).random(counts.shape) < 0.2, 0.25, 0) + counts
+    assert looks_like_counts(fractions)
+    assert not looks_like_counts(np.log1p(counts))
+    assert not looks_like_counts(sparse.csr_matrix(np.log1p(counts)))
+    assert not looks_like_counts(counts - 1.0 - counts.max())
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 2)), np.eye(2), np.eye(2, dtype=bool), np.eye(2) / 2])
+def test_nothing_above_one_says_nothing(x):
+    check_log_scale(x)
+
+
+def test_negative_values_are_found_in_any_form():
+    x = np.eye(4)
+    assert not has_negative(x)
+    x[2, 1] = -1e-3
+    for form in (np.asarray, sparse.csr_matrix, sparse.csc_matrix, da.from_array):
+        assert has_negative(form(x))
+
+
+def test_an_embedding_keeps_its_values():
+    adata = AnnData(np.zeros((3, 2)), obsm={"X_pca": np.arange(6).reshape(3, 2)})
+    z = read_embedding(adata, "X_pca")
+    assert z.dtype == np.float64
+    assert_allclose(z, np.arange(6).reshape(3, 2))
+
+
+def test_what_is_written_to():
+    adata = AnnData(np.zeros((4, 2)))
+    assert writable(adata, copy=False) is adata
+    assert writable(adata, copy=True) is not adata
+    view = adata[:2]
+    assert writable(view, copy=False) is view
+    assert not view.is_view
+    assert not adata[:2].to_memory().is_view

@@ -1,0 +1,218 @@
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from simulation import simulate, sparse_like
+
+import bioren
+from bioren.training import TrainingOptions
+
+QUICK = TrainingOptions(max_epochs=2, progress=False)
+
+
+def fit(adata, batch_key="sample", *, rng=0, **options):
+    return bioren.RenormAutoencoder(8, 16, rng=rng, training=QUICK).fit(adata, batch_key, **options)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    adata = sparse_like(simulate((60, 60, 60), n_genes=30))
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.var["highly_variable"] = np.arange(30) % 3 > 0
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    return fit(cells)
+
+
+@pytest.fixture(scope="module", params=["embed", "correct", "decode"])
+def apply(request, model):
+    """Each function of a fitted model on cells, as an array."""
+    return lambda adata, **options: np.asarray(getattr(model, request.param)(adata, **options))
+
+
+# A cell's result depends on the cell and its sample alone
+
+
+def test_permuted_cells(cells, apply):
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    assert_allclose(apply(cells[order].copy()), apply(cells)[order], atol=1e-5)
+
+
+def test_subsets_of_cells(cells, apply):
+    whole = apply(cells)
+    for subset in (slice(0, 50), cells.obs["sample"] == "b", [5, 170, 33]):
+        part = cells[subset]
+        assert_allclose(apply(part), whole[cells.obs_names.get_indexer(part.obs_names)], atol=1e-5)
+
+
+def test_single_cells(cells, apply):
+    whole = apply(cells)
+    for i in range(0, cells.n_obs, 29):
+        assert_allclose(apply(cells[[i]]), whole[[i]], atol=1e-5)
+
+
+def test_cells_twice_and_in_any_form(cells, apply):
+    whole = apply(cells)
+    twice = AnnData(cells.X.toarray()[[0, 0, 1]], obs=cells.obs.iloc[[2, 0, 1]], var=cells.var[[]])
+    twice.obs["sample"] = cells.obs["sample"].iloc[[0, 0, 1]].to_numpy()
+    assert_allclose(apply(twice), whole[[0, 0, 1]], atol=1e-5)
+
+
+def test_another_column_names_the_samples(cells, apply):
+    renamed = cells.copy()
+    renamed.obs["donor"] = renamed.obs.pop("sample").astype(str)
+    assert_array_equal(apply(renamed, batch_key="donor"), apply(cells))
+
+
+# Genes
+
+
+def test_genes_shuffled_or_more_than_needed(cells, model):
+    genes = np.random.default_rng(0).permutation(cells.n_vars)
+    shuffled = cells[:, genes].copy()
+    assert_allclose(model.embed(shuffled), model.embed(cells), atol=1e-6)
+    assert_allclose(model.correct(shuffled), model.correct(cells)[:, genes], atol=1e-6)
+    variable = cells[:, cells.var["highly_variable"]]
+    assert_allclose(model.embed(variable), model.embed(cells), atol=1e-6)
+
+
+def test_missing_and_unknown_genes_are_named(cells, model):
+    with pytest.raises(KeyError, match="1 of the model's 20 genes are missing: gene1"):
+        model.embed(cells[:, cells.var_names != "gene1"])
+    strange = cells.copy()
+    strange.var_names = [*strange.var_names[:-1], "strange"]
+    with pytest.raises(KeyError, match=r"1 of 30 genes were not there.*'strange'"):
+        model.correct(strange)
+
+
+def test_correcting_needs_no_variable_genes(cells, model):
+    part = cells[:, ["gene0", "gene3"]].copy()  # neither is marked
+    assert_allclose(model.correct(part), model.correct(cells)[:, [0, 3]], atol=1e-6)
+
+
+# Samples
+
+
+def test_a_sample_that_the_model_does_not_know(cells, apply):
+    strange = cells.copy()
+    strange.obs["sample"] = strange.obs["sample"].astype(str).replace("b", "x")
+    with pytest.raises(ValueError, match=r"not fitted on: x\. It knows a, b, c\."):
+        apply(strange)
+
+
+def test_one_sample_alone_may_be_embedded(cells, apply):
+    assert len(apply(cells[cells.obs["sample"] == "c"])) == 60
+
+
+def test_integer_labels_give_the_same_as_strings(cells, model):
+    numbered = cells.copy()
+    numbered.obs["number"] = numbered.obs["sample"].cat.codes.astype(int)
+    other = fit(numbered, "number")
+    assert other.samples_ == ["0", "1", "2"]
+    assert_allclose(other.embed(numbered), model.embed(cells), atol=1e-4)
+    numbered.obs["number"] = numbered.obs["number"].astype(str)
+    assert_array_equal(other.embed(numbered[:40]), other.embed(numbered)[:40])
+
+
+# State
+
+
+def everything_in(model):
+    parts = {name: value.clone() for name, value in model.network_.state_dict().items()}
+    return parts, copy.deepcopy(model.states_), copy.deepcopy(model.alignment_)
+
+
+def test_applying_changes_nothing_in_the_model(cells, model, apply):
+    parts, states, alignment = everything_in(model)
+    apply(cells[:7])
+    assert not model.network_.training
+    for name, value in model.network_.state_dict().items():
+        assert torch.equal(value, parts[name])
+    for before, after in zip(states.rounds, model.states_.rounds, strict=True):
+        for a, b in zip(before, after, strict=True):
+            assert_array_equal(a, b)
+    assert_array_equal(alignment.bridges.shift, model.alignment_.bridges.shift)
+
+
+def test_fitting_and_applying_change_nothing_in_the_cells(cells):
+    before = cells.copy()
+    fitted = fit(cells)
+    for apply in (fitted.embed, fitted.correct, fitted.decode):
+        apply(cells)
+    assert_array_equal(cells.X.toarray(), before.X.toarray())
+    assert cells.obs.equals(before.obs)
+    assert cells.var.equals(before.var)
+    assert list(cells.uns) == list(before.uns)
+    assert not [*cells.layers, *cells.obsm]
+
+
+def test_same_seed_same_model(cells, model):
+    assert_array_equal(fit(cells).embed(cells), model.embed(cells))
+    assert not np.array_equal(fit(cells, rng=1).embed(cells), model.embed(cells))
+
+
+def test_fit_again_forgets(cells, model):
+    again = fit(simulate(n_genes=12, seed=5))
+    again.fit(cells, "sample")
+    assert_array_equal(again.embed(cells), model.embed(cells))
+
+
+def test_the_bridges_lead_back_exactly(cells, model):
+    corrected = model.correct(cells)
+    codes = cells.obs["sample"].cat.codes.to_numpy()
+    back = model.alignment_.bridges.invert()
+    for i in range(0, cells.n_obs, 17):
+        assert_allclose(back[codes[i]].apply(corrected[i]), cells.X[i].toarray()[0], atol=1e-5)
+
+
+def test_decoded_expression_resembles_the_corrected(cells, model):
+    decoded = model.decode(cells)
+    assert isinstance(decoded, pd.DataFrame)
+    assert list(decoded.columns) == list(cells.var_names[cells.var["highly_variable"]])
+    assert list(decoded.index) == list(cells.obs_names)
+    corrected = model.correct(cells)[:, cells.var["highly_variable"]]
+    assert np.corrcoef(decoded.to_numpy().ravel(), corrected.ravel())[0, 1] > 0.8
+
+
+# Errors
+
+
+@pytest.mark.parametrize("name", ["embed", "correct", "decode"])
+def test_unfitted(cells, name):
+    model = bioren.RenormAutoencoder()
+    assert "not fitted" in repr(model)
+    with pytest.raises(RuntimeError, match="not fitted yet"):
+        getattr(model, name)(cells)
+
+
+def test_fitted_models_say_so(model):
+    assert repr(model).endswith("fitted on 3 samples, 30 genes")
+
+
+@pytest.mark.parametrize("n_latent", [0, 1, -3])
+def test_too_few_dimensions(cells, n_latent):
+    with pytest.raises(ValueError, match=f"n_latent must be 2 or more, received {n_latent}"):
+        bioren.RenormAutoencoder(n_latent, training=QUICK).fit(cells, "sample")
+
+
+def test_counts_are_refused_after_fitting_too(cells, apply):
+    counts = cells.copy()
+    counts.X = (counts.X * 10).floor()
+    with pytest.raises(ValueError, match="look like counts"):
+        apply(counts)
+
+
+def test_a_cell_without_negative_values_passes_where_the_others_have_some():
+    adata = simulate(n_genes=12)
+    adata.X = adata.X * 100 - 50
+    adata.X[0] = np.abs(adata.X[0])
+    model = fit(adata)
+    assert_allclose(model.embed(adata[[0]]), model.embed(adata)[[0]], atol=2e-2)

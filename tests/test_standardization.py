@@ -1,0 +1,247 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from bioren import AffineBridge, Moments
+from bioren.alignment import Removal, align, compare
+from bioren.standardization import LEAST_OVERLAP, standardize
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def shifts(result):
+    return result.samples.mean - result.reference.mean
+
+
+def planted(counts, shift, level, m2=None):
+    """Moments whose state means are exactly level + shift, where there are cells at all."""
+    counts = np.asarray(counts, dtype=float)
+    mean = (level + shift[:, None]) * (counts > 0)[..., None]
+    m2 = counts[..., None] * np.ones_like(mean) if m2 is None else m2
+    return Moments(counts, mean, m2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, n_samples=st.integers(2, 6), n_states=st.integers(1, 5), data=st.data())
+def test_additive_shifts_are_recovered_exactly_though_states_are_missing(
+    seed, n_samples, n_states, data
+):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 200, (n_samples, n_states)).astype(float)
+    counts[rng.random(counts.shape) < 0.4] = 0
+    counts[:, data.draw(st.integers(0, n_states - 1))] = 100  # ties all samples together
+    shift, level = rng.normal(size=(n_samples, 3)), rng.normal(0, 10, (n_states, 3))
+    result = standardize(planted(counts, shift, level))
+    assert_allclose(shifts(result), shift - shift.mean(axis=0), atol=1e-8)
+
+
+def test_a_chain_of_shared_states_ties_samples_that_share_none():
+    counts = [[50, 0, 0, 0], [20, 30, 0, 0], [0, 40, 9, 0], [0, 0, 30, 60]]
+    rng = np.random.default_rng(0)
+    shift, level = rng.normal(size=(4, 2)), rng.normal(0, 10, (4, 2))
+    assert_allclose(
+        shifts(standardize(planted(counts, shift, level))), shift - shift.mean(axis=0), atol=1e-8
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, n_reference=st.integers(1, 3))
+def test_the_references_samples_have_no_shift_on_average(seed, n_reference):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 100, (4, 3))
+    shift, level = rng.normal(size=(4, 2)), rng.normal(0, 5, (3, 2))
+    in_reference = np.arange(4) < n_reference
+    result = standardize(planted(counts, shift, level), in_reference)
+    assert_allclose(shifts(result)[in_reference].mean(axis=0), 0, atol=1e-9)
+    assert_allclose(shifts(result), shift - shift[in_reference].mean(axis=0), atol=1e-8)
+
+
+@pytest.mark.parametrize("reference", [None, [0], [1], [0, 1]])
+def test_a_sample_that_shares_no_state_gets_no_shift(reference):
+    # It must not inherit the choice of the others' zero either.
+    shift, level = np.array([[-1.0], [3.0], [50.0]]), np.array([[0.0], [7.0], [-20.0]])
+    by_state = planted([[50, 50, 0], [30, 70, 0], [0, 0, 80]], shift, level)
+    in_reference = None if reference is None else np.isin(np.arange(3), reference)
+    result = standardize(by_state, in_reference)
+    found = shifts(result)[:, 0]
+    assert_allclose(found[2], 0, atol=1e-9)
+    assert_allclose(found[1] - found[0], 4, atol=1e-9)
+    zero = [0, 1] if reference is None else reference
+    assert_allclose(found[zero].mean(), 0, atol=1e-9)
+    assert_allclose(result.samples.std()[2], result.reference.std())
+
+
+def test_sets_of_samples_that_share_no_state_are_centred_apart():
+    shift = np.array([[-1.0], [1.0], [10.0], [14.0]])
+    by_state = planted([[9, 0], [9, 0], [0, 9], [0, 9]], shift, np.zeros((2, 1)))
+    assert_allclose(shifts(standardize(by_state))[:, 0], [-1, 1, -2, 2], atol=1e-9)
+    found = shifts(standardize(by_state, np.array([True, False, True, False])))[:, 0]
+    assert_allclose(found, [0, 2, 0, 4], atol=1e-9)
+
+
+# The composition law
+
+
+def two_compositions(seed=0, n_cells=2000, n_genes=40, shift=0.0):
+    """One distribution per state, 90/10 against 10/90; the second sample may be shifted."""
+    rng = np.random.default_rng(seed)
+    codes = np.repeat([0, 1], n_cells)
+    state = (rng.random(2 * n_cells) < np.where(codes == 0, 0.1, 0.9)).astype(int)
+    level = np.stack([np.full(n_genes, 2.0), np.full(n_genes, 8.0)])
+    x = rng.normal(level[state], 1)
+    return x + shift * codes[:, None], codes, state
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_composition_is_not_taken_for_an_effect(shift):
+    x, codes, state = two_compositions(shift=shift)
+    plain = Moments.by_group(x, codes, 2)
+    assert (np.abs(plain.mean[1] - plain.mean[0] - shift) > 2).all()  # within-state sd is 1
+    result = standardize(Moments.by_group(x, codes, 2, np.eye(2)[state]))
+    found = shifts(result)
+    assert_allclose(found[1] - found[0], shift, atol=0.25)
+    assert np.abs(found[1] - found[0] - shift).mean() < 0.1
+    # Spread is compared within states too: no sample is taken to be wider than the other.
+    assert_allclose(result.samples.std()[0] / result.samples.std()[1], 1, atol=0.1)
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_alignment_finds_the_states_itself(turns):
+    x, codes, state = two_compositions(n_cells=600)
+    found = align(x, codes, 2, rng=np.random.default_rng(0), n_components=5, turns=turns)
+    moved = [  # means of either type in either sample
+        (found.bridges[s].apply(cells) - cells).mean(axis=0)
+        for s in (0, 1)
+        for k in (0, 1)
+        for cells in [x[(codes == s) & (state == k)]]
+    ]
+    within = np.abs(moved).mean()  # in units of the spread within a type
+    if turns:
+        assert within < 0.1
+    else:
+        assert within > 1  # what raw moments do: each of the two goes half the way
+
+
+def test_the_reference_is_the_mixture_that_its_samples_make():
+    x, codes, state = two_compositions()
+    result = standardize(Moments.by_group(x, codes, 2, np.eye(2)[state]))
+    assert_allclose(result.reference.mean, x.mean(axis=0), atol=0.1)
+    assert_allclose(result.reference.std(), x.std(axis=0), rtol=0.05)
+
+
+def test_each_sample_of_the_reference_weighs_the_same():
+    level = np.array([[0.0], [10.0]])
+    by_state = planted([[9000, 1000], [10, 90]], np.zeros((2, 1)), level)
+    assert_allclose(standardize(by_state).reference.mean, 5, atol=1e-9)
+    alone = standardize(by_state, np.array([False, True]))
+    assert_allclose(alone.reference.mean, 9, atol=1e-9)
+
+
+def test_the_ratio_of_spreads_is_that_within_states():
+    counts = np.full((2, 2), 1e6)
+    variance = np.array([1.0, 4.0])[:, None, None]
+    level = np.array([[0.0], [10.0]])
+    by_state = planted(counts, np.zeros((2, 1)), level, counts[..., None] * variance)
+    result = standardize(by_state)
+    ratio = result.samples.var()[:, 0] / result.reference.var()[0]
+    assert_allclose(ratio, [1 / 2.5, 4 / 2.5], rtol=1e-4)
+
+
+# Few cells
+
+
+def test_samples_of_one_cell_stay_finite():
+    rng = np.random.default_rng(0)
+    codes = np.array([0] * 50 + [1, 2, 2])
+    x = rng.normal(size=(53, 4))
+    x[:, 3] = 0  # a gene that nobody expresses
+    share = rng.dirichlet(np.ones(3), 53)
+    result = standardize(Moments.by_group(x, codes, 3, share))
+    for values in (result.samples.mean, result.samples.m2, result.reference.m2):
+        assert np.isfinite(values).all()
+    assert np.isfinite(result.standard_error).all()
+    assert (result.samples.m2 >= 0).all()
+    # One cell says nothing about spread.
+    alone = standardize(Moments.by_group(x, codes, 3)[:, None])
+    assert_allclose(alone.samples.std()[1], alone.reference.std())
+    assert alone.standard_error[1, 0] > alone.standard_error[0, 0]
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    rng = np.random.default_rng(1)
+    draws = rng.normal(0, 2, (400, 25, 1))
+    found = [
+        standardize(
+            Moments.by_group(np.vstack([draw, rng.normal(0, 2, (5000, 1))]), codes, 2)[:, None],
+            np.array([False, True]),
+        )
+        for draw, codes in ((draw, np.repeat([0, 1], [25, 5000])) for draw in draws[:200])
+    ]
+    spread = np.std([shifts(result)[0, 0] for result in found])
+    assert_allclose(np.mean([result.standard_error[0, 0] for result in found]), spread, rtol=0.15)
+
+
+# From moments to a bridge
+
+
+def test_random_halves_are_left_nearly_alone():
+    rng = np.random.default_rng(2)
+    x = rng.normal(3, 1, (400, 200))
+    codes = rng.permutation(np.repeat([0, 1], 200))
+    found = compare(standardize(Moments.by_group(x, codes, 2)[:, None]), Removal())
+    assert np.abs(found.removed).mean() < 0.15
+    assert found.standard_error.mean() == pytest.approx(0.5 * (2 / 200) ** 0.5, rel=0.1)
+
+
+def test_a_strong_effect_is_removed_per_gene():
+    rng = np.random.default_rng(3)
+    x = rng.normal(3, 1, (1000, 50))
+    codes = np.repeat([0, 1], 500)
+    effect = rng.normal(0, 1, 50)
+    x[codes == 1] += effect
+    found = compare(standardize(Moments.by_group(x, codes, 2)[:, None]), Removal())
+    assert np.corrcoef(found.d[1] - found.d[0], effect)[0, 1] > 0.99
+    left = found.bridges[1].apply(x[500:]).mean(axis=0) - found.bridges[0].apply(x[:500]).mean(
+        axis=0
+    )
+    assert np.abs(left).mean() < 0.02 < np.abs(effect).mean()
+
+
+def test_the_bridge_removes_what_it_reports():
+    rng = np.random.default_rng(4)
+    x, codes = rng.normal(3, 1, (300, 10)), np.repeat([0, 1, 2], 100)
+    x[codes == 2] = 2 * x[codes == 2] + 1
+    x[:, 9] = 4  # constant
+    found = compare(standardize(Moments.by_group(x, codes, 3)[:, None]), Removal(strength=0.5))
+    for field in (found.r, found.d, found.standard_error, found.removed):
+        assert field.shape == (3, 10)
+        assert np.isfinite(field).all()
+    # The bridge takes the share `removed` of d away from the sample's mean, and no more.
+    mean = Moments.by_group(x, codes, 3).mean
+    spread = found.reference.std() + (found.reference.std() == 0)
+    left = (found.bridges.apply(mean) - found.reference.mean) / spread
+    assert_allclose(left, found.d * (1 - found.removed), atol=1e-9)
+    again = AffineBridge.between(found.samples, found.reference)
+    assert_allclose(again.scale, found.bridges.scale)
+
+
+def test_a_sample_that_shares_too_little_leaves_the_others_as_if_it_were_not_there():
+    rng = np.random.default_rng(6)
+    shift, level = rng.normal(size=(4, 3)), rng.normal(0, 10, (3, 3))
+    counts = np.array([[100, 80, 0], [90, 120, 0], [60, 70, 0], [1, 0, 400]])
+    found = standardize(planted(counts, shift, level))
+    without = standardize(planted(counts[:3], shift[:3], level))
+    assert found.overlap[3] < LEAST_OVERLAP < found.overlap[:3].min()
+    assert_allclose(shifts(found)[3], 0, atol=1e-9)
+    assert_allclose(shifts(found)[:3], shifts(without), atol=1e-9)
+
+
+def test_no_strength_is_no_change():
+    rng = np.random.default_rng(5)
+    x, codes = rng.normal(3, 1, (60, 5)), np.repeat([0, 1, 2], 20)
+    found = compare(standardize(Moments.by_group(x, codes, 3)[:, None]), Removal(strength=0))
+    assert_allclose(found.bridges.scale, 1)
+    assert_allclose(found.bridges.shift, 0, atol=1e-12)
+    assert_allclose(found.removed, 0, atol=1e-12)

@@ -1,0 +1,241 @@
+import numpy as np
+import pytest
+import scanpy as sc
+from anndata import read_h5ad, read_zarr
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from simulation import mixing, neighbours, purity, simulate, sparse_like
+from slots import fingerprint, furnished
+
+import bioren
+from bioren.training import TrainingOptions
+
+
+@pytest.fixture
+def integrate(quick):
+    def integrate(adata, batch_key="sample", **options):
+        return bioren.tl.integrate(
+            adata, batch_key, **({"training": quick, "progress": False} | options)
+        )
+
+    return integrate
+
+
+# What is written
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_nothing_else_changes(integrate, form):
+    adata = furnished(form)
+    before = fingerprint(adata)
+    assert integrate(adata, decoded=True) is None
+    after = fingerprint(adata)
+    assert set(after) - set(before) == {
+        ("obsm", "X_bioren"),
+        ("obsm", "bioren_decoded"),
+        ("layers", "bioren"),
+        ("uns", "bioren"),
+    }
+    assert {slot: after[slot] for slot in before} == before
+
+
+def test_shapes_and_types(integrate, adata):
+    adata.var["highly_variable"] = [True] * 12 + [False] * 8
+    integrate(adata, n_latent=7, decoded=True)
+    assert adata.obsm["X_bioren"].shape == (120, 7)
+    assert adata.obsm["X_bioren"].dtype == np.float32
+    assert adata.layers["bioren"].shape == (120, 20)
+    assert adata.obsm["bioren_decoded"].shape == (120, 12)
+    assert_array_equal(adata.uns["bioren"]["variable_genes"], adata.var_names[:12])
+    assert_array_equal(adata.uns["bioren"]["history"]["epoch"], [0, 1])
+
+
+def test_fewer_components_where_genes_are_few(integrate, adata):
+    integrate(adata[:, :5].copy(), n_latent=30)
+    result = integrate(adata[:, :5].copy(), n_latent=30, copy=True)
+    assert result.obsm["X_bioren"].shape == (120, 4)
+
+
+def test_copy_leaves_the_input_alone(integrate, adata):
+    before = fingerprint(adata)
+    result = integrate(adata, key_added="X_even", copy=True)
+    assert fingerprint(adata) == before
+    assert list(result.obsm) == ["X_even"]
+
+
+def test_a_layer_instead_of_x(integrate, adata):
+    expected = integrate(adata, copy=True)
+    adata.layers["log"] = adata.X
+    adata.X = np.zeros_like(adata.X)
+    result = integrate(adata, layer="log", copy=True)
+    assert_array_equal(result.obsm["X_bioren"], expected.obsm["X_bioren"])
+    assert result.uns["bioren"]["settings"]["layer"] == "log"
+
+
+def test_same_seed_same_result(integrate, adata):
+    first, second = integrate(adata, rng=4, copy=True), integrate(adata, rng=4, copy=True)
+    assert_array_equal(first.obsm["X_bioren"], second.obsm["X_bioren"])
+    assert_array_equal(first.layers["bioren"], second.layers["bioren"])
+
+
+def test_the_global_random_state_is_left_alone(integrate, adata):
+    import torch
+
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    expected = np.random.random(), torch.rand(1)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    integrate(adata)
+    assert (np.random.random(), torch.rand(1)) == expected  # noqa: NPY002
+
+
+def test_no_progress_bar_when_asked(integrate, adata, capsys):
+    integrate(adata, progress=False)
+    assert capsys.readouterr() == ("", "")
+    integrate(adata, progress=True)
+    assert "training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [("write_h5ad", read_h5ad), ("write_zarr", read_zarr)],
+    ids=["h5ad", "zarr"],
+)
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")  # anndata announces its next default
+def test_results_survive_a_file(integrate, tmp_path, write, read):
+    pytest.importorskip("zarr")
+    adata = simulate()
+    adata.var_names = [f"HLA-A/{name}" for name in adata.var_names]  # a slash is a path in HDF5
+    integrate(adata, decoded=True)
+    getattr(adata, write)(tmp_path / "cells")
+    again = read(tmp_path / "cells")
+    for slot, key in (("obsm", "X_bioren"), ("obsm", "bioren_decoded"), ("layers", "bioren")):
+        assert_array_equal(getattr(again, slot)[key], getattr(adata, slot)[key])
+    assert bioren.tl.batch_effects(again).equals(bioren.tl.batch_effects(adata))
+    record, expected = again.uns["bioren"], adata.uns["bioren"]
+    assert set(record) == set(expected)
+    assert record["settings"] == expected["settings"]
+    assert_array_equal(record["history"]["held_out"], expected["history"]["held_out"])
+    assert_array_equal(record["variable_genes"], expected["variable_genes"])
+
+
+def test_results_serve_scanpy(integrate, adata):
+    integrate(adata)
+    sc.pp.neighbors(adata, use_rep="X_bioren", n_neighbors=5)
+    assert adata.obsp["distances"].shape == (120, 120)
+    sc.pp.pca(adata, layer="bioren", n_comps=5)
+
+
+# What is removed
+
+
+def test_samples_mix_and_types_stay_apart(integrate):
+    composition = [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2]]
+    adata = simulate((150, 150), n_genes=60, composition=composition, shift=1)
+    integrate(adata)
+    kinds, samples = adata.obs["type"], adata.obs["sample"]
+    before, after = adata.X, adata.obsm["X_bioren"]
+    assert mixing(before, samples) < 0.05
+    assert mixing(after, samples) > 0.2
+    assert purity(after, kinds) > 0.98
+
+
+def test_random_halves_stay_as_they_are(integrate):
+    adata = simulate((100, 100), shift=0, log_scale=0)
+    result = integrate(adata, copy=True)
+    assert np.abs(result.layers["bioren"] - adata.X).mean() < 0.02 * adata.X.std()
+    untouched = integrate(adata, strength=0, copy=True)
+    pairs = zip(
+        neighbours(result.obsm["X_bioren"]), neighbours(untouched.obsm["X_bioren"]), strict=True
+    )
+    assert np.mean([len(set(a) & set(b)) / 15 for a, b in pairs]) > 0.9
+
+
+def test_composition_alone_is_no_batch_effect(integrate):
+    adata = simulate((200, 200), composition=[[0.9, 0.1], [0.1, 0.9]], shift=0, log_scale=0)
+    integrate(adata)
+    moved = (adata.layers["bioren"] - adata.X) / adata.X.std(axis=0)
+    by_group = adata.obs.groupby(["sample", "type"], observed=True).indices.values()
+    moves = np.array([np.abs(moved[cells].mean(axis=0)) for cells in by_group])
+    assert np.quantile(moves, 0.95) < 0.1
+
+
+def test_a_type_in_one_sample_alone_survives(integrate):
+    adata = simulate((150, 150), composition=[[0.5, 0.5, 0], [0.4, 0.3, 0.3]], n_genes=60)
+    integrate(adata)
+    assert purity(adata.obsm["X_bioren"], adata.obs["type"] == "type2") > 0.98
+
+
+def test_strength_zero_leaves_expression(integrate, adata):
+    integrate(adata, strength=0)
+    assert_allclose(adata.layers["bioren"], adata.X, atol=1e-5)
+
+
+def test_a_reference_sample_keeps_its_expression(integrate, adata):
+    integrate(adata, reference="b")
+    there = (adata.obs["sample"] == "b").to_numpy()
+    assert_allclose(adata.layers["bioren"][there], adata.X[there], atol=1e-4)
+
+
+# An embedding instead of genes
+
+
+@pytest.fixture
+def embedded():
+    adata = simulate((150, 150), n_genes=60, shift=1)
+    adata.obsm["X_pca"] = np.linalg.svd(adata.X - adata.X.mean(axis=0))[0][:, :8] * 10
+    return adata
+
+
+def test_an_embedding_is_integrated_and_no_gene_is_read(embedded):
+    embedded.X = np.full_like(embedded.X, np.nan)
+    before = fingerprint(embedded)
+    assert bioren.tl.integrate(embedded, "sample", use_rep="X_pca") is None
+    after = fingerprint(embedded)
+    assert set(after) - set(before) == {("obsm", "X_bioren")}
+    assert {slot: after[slot] for slot in before} == before
+    samples, kinds = embedded.obs["sample"], embedded.obs["type"]
+    assert mixing(embedded.obsm["X_pca"], samples) < 0.1
+    assert mixing(embedded.obsm["X_bioren"], samples) > 0.3
+    assert purity(embedded.obsm["X_bioren"], kinds) > 0.98
+
+
+def test_an_embedding_with_strength_zero_stays(embedded):
+    bioren.tl.integrate(embedded, "sample", use_rep="X_pca", strength=0, key_added="X_same")
+    assert_array_equal(embedded.obsm["X_same"], embedded.obsm["X_pca"])
+
+
+# The effects
+
+
+def test_effects_have_a_row_per_sample_and_gene(integrate, adata):
+    integrate(adata)
+    table = bioren.tl.batch_effects(adata)
+    assert list(table) == ["sample", "gene", "cells", "r", "d", "standard_error", "removed"]
+    assert list(table["gene"][:20]) == list(adata.var_names)
+    assert list(table["sample"].unique()) == ["a", "b", "c"]
+    assert table["removed"].between(0, 1).all()
+    assert (table["r"] > 0).all()
+    one = table[(table["sample"] == "b") & (table["gene"] == "gene3")].iloc[0]
+    spread = adata.X[:, 3].std()
+    assert one["d"] * spread == pytest.approx(adata.uns["planted_shift"][1, 3], abs=0.35)
+
+
+@pytest.mark.parametrize("uns", [{}, {"bioren": {"unrelated": 1}}])
+def test_effects_before_a_run(adata, uns):
+    adata.uns = uns
+    with pytest.raises(KeyError, match=r"Run bioren.tl.integrate or bioren.pp.bridge"):
+        bioren.tl.batch_effects(adata)
+
+
+def test_expression_is_the_same_by_either_function(integrate):
+    adata = sparse_like(simulate())
+    integrate(adata)
+    bioren.pp.bridge(adata, "sample", key_added="alone")
+    assert_array_equal(adata.layers["alone"], adata.layers["bioren"])
+
+
+def test_options_are_those_given(integrate, adata):
+    integrate(adata, training=TrainingOptions(max_epochs=0))
+    assert_array_equal(adata.uns["bioren"]["history"]["epoch"], [0])
