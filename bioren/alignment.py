@@ -1,28 +1,34 @@
 """States and the standardised bridge, found together.
 
 States improve the bridge, because it then compares like with like; the bridge improves the
-states, because they are sought where the samples overlap.  Two turns settle both.
+states, because they are sought where the samples overlap.  The turns begin with the samples'
+plain moments matched; two settle both.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from bioren.blocks import as_block
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
 from bioren.projection import Projection
-from bioren.standardization import LEAST_OVERLAP, Standardized, standardize
+from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
 from bioren.states import ConditionalBridge, default_n_states
 
 __all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
 
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
+
+#: Cells on which samples are compared before anything is corrected.
+OVERLAP_CELLS = 5_000
 
 
 class Removal(NamedTuple):
@@ -55,6 +61,8 @@ class Alignment(NamedTuple):
         Of `d`.
     overlap
         Share of each sample that lives in states which other samples have too, ``(samples,)``.
+    overlap_before
+        The same before anything is corrected.
     removed
         Share of `d` that the bridge removes.
     samples, reference
@@ -67,6 +75,7 @@ class Alignment(NamedTuple):
     d: np.ndarray
     standard_error: np.ndarray
     overlap: np.ndarray
+    overlap_before: np.ndarray
     removed: np.ndarray
     samples: Moments
     reference: Moments
@@ -113,22 +122,50 @@ def align(
     removal = removal or Removal()
     whole = Moments.by_group(x, codes, n_samples)
     alignment = compare(standardize(whole[:, None], in_reference), removal)
-    # The first states are sought in expression as it is: plain moments would move samples that
-    # have no state in common onto each other.
-    bridges = AffineBridge(np.ones_like(whole.mean), np.zeros_like(whole.mean))
+    if turns == 0:
+        return alignment
     some, genes = variable or (x, np.arange(x.shape[1]))
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
-    for _ in range(turns):
+
+    def find_states(cells: Any, of: np.ndarray, bridges: AffineBridge) -> np.ndarray:
         bridges, center = bridges[:, genes], alignment.reference.mean[genes]
-        projection = Projection.fit(some, codes, bridges, center, n_components, rng)
-        z = projection.apply(some, codes, bridges)
+        projection = Projection.fit(cells, of, bridges, center, n_components, rng)
+        z = projection.apply(cells, of, bridges)
         states = ConditionalBridge.fit(
-            z, codes, n_samples, rng=rng, in_reference=in_reference, n_states=n_states
+            z, of, n_samples, rng=rng, in_reference=in_reference, n_states=min(n_states, len(z))
         )
-        by_state = Moments.by_group(x, codes, n_samples, states.states(z, codes))
+        return states.states(z, of)
+
+    overlap_before = _overlap_before(some, codes, n_samples, find_states, rng)
+    for _ in range(turns):
+        share = find_states(some, codes, alignment.bridges)
+        by_state = Moments.by_group(x, codes, n_samples, share)
         alignment = compare(standardize(by_state, in_reference), removal)
-        bridges = alignment.bridges
-    return alignment
+    return alignment._replace(overlap_before=overlap_before)
+
+
+def _overlap_before(
+    x: Any,
+    codes: np.ndarray,
+    n_samples: int,
+    find_states: Callable[[Any, np.ndarray, AffineBridge], np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return the samples' overlap where states are sought in expression as it was measured.
+
+    The turns begin with plain moments matched, which overcomes effects of any strength, but
+    moves samples that hold different types onto each other, too.  This tells who is concerned.
+    """
+    most = max(OVERLAP_CELLS // n_samples, 20)  # of each sample
+    shuffled = rng.permutation(len(codes))
+    rank = pd.Series(codes[shuffled]).groupby(codes[shuffled]).cumcount().to_numpy()
+    cells = np.sort(shuffled[rank < most])
+    part = as_block(x[cells])
+    nothing = AffineBridge(np.ones((n_samples, x.shape[1])), np.zeros((n_samples, x.shape[1])))
+    share = find_states(part, codes[cells], nothing)
+    count = np.zeros((n_samples, share.shape[1]))
+    np.add.at(count, codes[cells], share)
+    return overlap_of(count)
 
 
 def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
@@ -141,18 +178,34 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
     alignment
         What `align` found.
     """
-    apart = [
-        str(name)
-        for name, overlap in zip(names, alignment.overlap, strict=True)
-        if overlap < LEAST_OVERLAP
-    ]
-    if apart:
+
+    def apart(overlap: np.ndarray) -> list[str]:
+        return [
+            str(name) for name, share in zip(names, overlap, strict=True) if share < LEAST_OVERLAP
+        ]
+
+    def warn(which: list[str], consequence: str) -> None:
         msg = (
-            f"{len(apart)} of {len(names)} samples have hardly a cell state in common with the "
-            f"others: {', '.join(apart[:8])}. Their batch effect cannot be told from their "
-            "composition, so their expression is left as it is."
+            f"{len(which)} of {len(names)} samples have hardly a cell state in common with the "
+            f"others: {', '.join(which[:8])}{', ...' if len(which) > 8 else ''}. {consequence}"
         )
-        warnings.warn(msg, stacklevel=3)
+        warnings.warn(msg, stacklevel=4)
+
+    never = apart(alignment.overlap)
+    at_first = [name for name in apart(alignment.overlap_before) if name not in never]
+    if never:
+        warn(
+            never,
+            "Their batch effect cannot be told from their composition, so their expression is "
+            "left as it is.",
+        )
+    if at_first:
+        warn(
+            at_first,
+            "They were brought together by their plain moments first. If their cell types differ "
+            "from the others', that difference is lost with the batch effect: look at known "
+            "markers, or leave these samples out.",
+        )
 
 
 def compare(standardized: Standardized, removal: Removal) -> Alignment:
@@ -178,6 +231,7 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
         d=d,
         standard_error=error / spread,
         overlap=overlap,
+        overlap_before=overlap,
         removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),
         samples=shrunk,
         reference=reference,

@@ -6,7 +6,6 @@ Behind this door everything is arrays: a matrix, a sample code per cell, names.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -276,14 +275,10 @@ def writable(adata: AnnData, *, copy: bool) -> AnnData:
     A view is made an AnnData of its own first, so that its parent stays as it is.  Layers of a
     backed AnnData live in memory: its file stays as it is.
     """
-    from anndata import ImplicitModificationWarning
-
     if copy:
         return adata.to_memory() if adata.isbacked else adata.copy()
     if adata.is_view:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImplicitModificationWarning)
-            adata.uns = adata.uns  # any assignment to a view gives it data of its own
+        adata.obs_names = adata.obs_names  # any assignment to a view gives it data of its own
     return adata
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from bioren.moments import Moments
 
-__all__ = ["Standardized", "standardize"]
+__all__ = ["LEAST_OVERLAP", "Standardized", "overlap_of", "standardize"]
 
 #: Guards divisions by a sum of weights that may be zero; no real weight is as small.
 TINY = 1e-12
@@ -82,7 +82,7 @@ def standardize(
     composition = (by_state.count / np.maximum(cells, TINY)[:, None])[in_reference].mean(axis=0)
 
     weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
-    overlap = _overlap(by_state.count, prior_cells)
+    overlap = overlap_of(by_state.count, prior_cells)
     compared = (overlap >= LEAST_OVERLAP)[:, None]
     # Left out of the comparison altogether: else the others would go half-way to what stays.
     shift = _sample_shifts(by_state.mean, weight * compared, in_reference)  # samples x genes
@@ -105,7 +105,16 @@ def standardize(
     return Standardized(samples, reference, np.sqrt(error2), overlap)
 
 
-def _overlap(count: np.ndarray, prior_cells: float) -> np.ndarray:
+def overlap_of(count: np.ndarray, prior_cells: float = 10.0) -> np.ndarray:
+    """Return the share of each sample that lives in states which other samples have too.
+
+    Parameters
+    ----------
+    count
+        Cells by sample and state, shape ``(samples, states)``.
+    prior_cells
+        A state in which the others have so many cells counts half.
+    """
     others = count.sum(axis=0) - count  # samples x states
     part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
     overlap: np.ndarray = (part * others / (others + prior_cells)).sum(axis=1)

@@ -29,7 +29,7 @@ def quick():
     return TrainingOptions(max_epochs=1, progress=False)
 
 
-@pytest.fixture(params=["pp.bridge", "tl.integrate"])
+@pytest.fixture(scope="session", params=["pp.bridge", "tl.integrate"])
 def correct(request, quick):
     """Either function that corrects expression; writes ``layers["bioren"]``."""
     if request.param == "pp.bridge":

@@ -146,10 +146,15 @@ def test_an_embedding_keeps_its_values():
 
 
 def test_what_is_written_to():
-    adata = AnnData(np.zeros((4, 2)))
+    adata = AnnData(np.zeros((4, 2)), uns={"list": []})
     assert writable(adata, copy=False) is adata
     assert writable(adata, copy=True) is not adata
     view = adata[:2]
     assert writable(view, copy=False) is view
     assert not view.is_view
-    assert not adata[:2].to_memory().is_view
+    view.uns["list"].append(1)
+    view.obs["new"] = 1
+    view.X[:] = 1
+    assert adata.uns["list"] == []
+    assert list(adata.obs) == []
+    assert (adata.X == 0).all()

@@ -131,6 +131,14 @@ def test_the_reference_is_the_mixture_that_its_samples_make():
     assert_allclose(result.reference.std(), x.std(axis=0), rtol=0.05)
 
 
+def test_the_references_levels_do_not_depend_on_who_has_which_state():
+    counts = np.array([[90.0, 10.0], [10.0, 90.0], [100.0, 0.0]])
+    shift, level = np.array([[-3.0], [1.0], [5.0]]), np.array([[0.0], [10.0]])
+    result = standardize(planted(counts, shift, level))
+    composition = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+    assert_allclose(result.reference.mean, composition @ (level + shift.mean()), atol=1e-9)
+
+
 def test_each_sample_of_the_reference_weighs_the_same():
     level = np.array([[0.0], [10.0]])
     by_state = planted([[9000, 1000], [10, 90]], np.zeros((2, 1)), level)
@@ -231,11 +239,13 @@ def test_a_sample_that_shares_too_little_leaves_the_others_as_if_it_were_not_the
     rng = np.random.default_rng(6)
     shift, level = rng.normal(size=(4, 3)), rng.normal(0, 10, (3, 3))
     counts = np.array([[100, 80, 0], [90, 120, 0], [60, 70, 0], [1, 0, 400]])
-    found = standardize(planted(counts, shift, level))
+    m2 = np.ones((4, 3, 3)) * counts[..., None] * np.array([1, 1, 1, 9])[:, None, None]
+    found = standardize(planted(counts, shift, level, m2))
     without = standardize(planted(counts[:3], shift[:3], level))
     assert found.overlap[3] < LEAST_OVERLAP < found.overlap[:3].min()
     assert_allclose(shifts(found)[3], 0, atol=1e-9)
     assert_allclose(shifts(found)[:3], shifts(without), atol=1e-9)
+    assert_allclose(found.samples.std()[3], found.reference.std())
 
 
 def test_no_strength_is_no_change():

@@ -68,6 +68,15 @@ def test_where_every_step_does_harm_the_start_is_kept(data):
     assert same_state(state(network), state(start))
 
 
+def test_the_best_epoch_is_kept_though_worse_ones_follow():
+    x, codes = expression(2, n_cells=120)
+    options = QUICK._replace(learning_rate=1e-2, max_epochs=25, batch_size=16, held_out=0.3)
+    network, history, (_, held_out) = fitted(x, codes, options)
+    best = min(history, key=lambda epoch: epoch.held_out)
+    assert 0 < best.epoch < history[-1].epoch
+    assert_allclose(error(network, x, codes, held_out), best.held_out, rtol=1e-5)
+
+
 def test_no_epochs_leave_the_start(data):
     start, _, _ = started(*data)
     network, history, _ = fitted(*data, QUICK._replace(max_epochs=0))
