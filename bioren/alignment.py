@@ -1,21 +1,18 @@
 """States and the standardised bridge, found together.
 
 States improve the bridge, because it then compares like with like; the bridge improves the
-states, because they are sought where the samples overlap.  The turns begin with the samples'
-plain moments matched; two settle both.
+states, because they are sought where the samples overlap.  Two turns settle both.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from bioren.blocks import as_block
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
 from bioren.projection import Projection
@@ -27,8 +24,8 @@ __all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
 
-#: Cells on which samples are compared before anything is corrected.
-OVERLAP_CELLS = 5_000
+#: A sample that overlaps less than this with the others before correction lies apart.
+APART = 0.1
 
 
 class Removal(NamedTuple):
@@ -127,45 +124,38 @@ def align(
     some, genes = variable or (x, np.arange(x.shape[1]))
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
-    def find_states(cells: Any, of: np.ndarray, bridges: AffineBridge) -> np.ndarray:
-        bridges, center = bridges[:, genes], alignment.reference.mean[genes]
-        projection = Projection.fit(cells, of, bridges, center, n_components, rng)
-        z = projection.apply(cells, of, bridges)
+    def find_states(bridges: AffineBridge) -> np.ndarray:
+        center = alignment.reference.mean[genes]
+        projection = Projection.fit(some, codes, bridges, center, n_components, rng)
+        z = projection.apply(some, codes, bridges)
         states = ConditionalBridge.fit(
-            z, of, n_samples, rng=rng, in_reference=in_reference, n_states=min(n_states, len(z))
+            z, codes, n_samples, rng=rng, in_reference=in_reference, n_states=n_states
         )
-        return states.states(z, of)
+        return states.states(z, codes)
 
-    overlap_before = _overlap_before(some, codes, n_samples, find_states, rng)
-    for _ in range(turns):
-        share = find_states(some, codes, alignment.bridges)
+    # States are first sought in expression as it is, which tells types from samples.  Where an
+    # effect is so strong that a sample lies apart, its plain moments are matched before.
+    plain = alignment.bridges[:, genes]
+    nothing = AffineBridge(np.ones_like(plain.scale), np.zeros_like(plain.shift))
+    share = find_states(nothing)
+    overlap_before = overlap_of(_cells_by_state(share, codes, n_samples))
+    apart = (overlap_before < APART)[:, None]
+    if apart.any():
+        start = AffineBridge(np.where(apart, plain.scale, 1.0), np.where(apart, plain.shift, 0.0))
+        share = find_states(start)
+
+    for turn in range(turns):
+        if turn > 0:
+            share = find_states(alignment.bridges[:, genes])
         by_state = Moments.by_group(x, codes, n_samples, share)
         alignment = compare(standardize(by_state, in_reference), removal)
     return alignment._replace(overlap_before=overlap_before)
 
 
-def _overlap_before(
-    x: Any,
-    codes: np.ndarray,
-    n_samples: int,
-    find_states: Callable[[Any, np.ndarray, AffineBridge], np.ndarray],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Return the samples' overlap where states are sought in expression as it was measured.
-
-    The turns begin with plain moments matched, which overcomes effects of any strength, but
-    moves samples that hold different types onto each other, too.  This tells who is concerned.
-    """
-    most = max(OVERLAP_CELLS // n_samples, 20)  # of each sample
-    shuffled = rng.permutation(len(codes))
-    rank = pd.Series(codes[shuffled]).groupby(codes[shuffled]).cumcount().to_numpy()
-    cells = np.sort(shuffled[rank < most])
-    part = as_block(x[cells])
-    nothing = AffineBridge(np.ones((n_samples, x.shape[1])), np.zeros((n_samples, x.shape[1])))
-    share = find_states(part, codes[cells], nothing)
+def _cells_by_state(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     count = np.zeros((n_samples, share.shape[1]))
-    np.add.at(count, codes[cells], share)
-    return overlap_of(count)
+    np.add.at(count, codes, share)
+    return count
 
 
 def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
@@ -179,10 +169,8 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
         What `align` found.
     """
 
-    def apart(overlap: np.ndarray) -> list[str]:
-        return [
-            str(name) for name, share in zip(names, overlap, strict=True) if share < LEAST_OVERLAP
-        ]
+    def below(least: float, overlap: np.ndarray) -> list[str]:
+        return [str(name) for name, share in zip(names, overlap, strict=True) if share < least]
 
     def warn(which: list[str], consequence: str) -> None:
         msg = (
@@ -191,8 +179,8 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
         )
         warnings.warn(msg, stacklevel=4)
 
-    never = apart(alignment.overlap)
-    at_first = [name for name in apart(alignment.overlap_before) if name not in never]
+    never = below(LEAST_OVERLAP, alignment.overlap)
+    at_first = [name for name in below(APART, alignment.overlap_before) if name not in never]
     if never:
         warn(
             never,
@@ -202,7 +190,7 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
     if at_first:
         warn(
             at_first,
-            "They were brought together by their plain moments first. If their cell types differ "
+            "Their plain moments were matched before comparing states. If their cell types differ "
             "from the others', that difference is lost with the batch effect: look at known "
             "markers, or leave these samples out.",
         )

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from bioren.alignment import Removal, align
+from bioren.alignment import Removal, align, warn_apart
 from bioren.by_sample import apply_by_sample
 
 
@@ -133,4 +133,23 @@ def test_many_samples_times_genes_have_fewer_states(monkeypatch):
 
     monkeypatch.setattr("bioren.alignment.ConditionalBridge", type("Spy", (), {"fit": fewer}))
     assert planted_and_found(fit(x, codes), shift) > 0.9
-    assert seen == [5, 5]
+    assert set(seen) == {5}
+
+
+def test_an_effect_that_drowns_the_types_is_found_and_said():
+    x, codes, _, shift = simulated(4)
+    strong = 12 * np.random.default_rng(4).normal(size=shift.shape)
+    strong -= strong.mean(axis=0)
+    found = fit(x + strong[codes], codes)
+    assert found.overlap_before.max() < 0.05
+    assert found.overlap.min() > 0.2
+    assert planted_and_found(found, shift + strong) > 0.9
+    with pytest.warns(UserWarning, match="3 of 3 samples.*plain moments were matched"):
+        warn_apart(["a", "b", "c"], found)
+
+
+def test_samples_that_overlap_start_unmatched_and_raise_no_warning():
+    x, codes, _, _ = simulated(4)
+    found = fit(x, codes)
+    assert found.overlap_before.min() > 0.1
+    warn_apart(["a", "b", "c"], found)  # warnings are errors

@@ -239,11 +239,12 @@ class TestScikitLearn:
 
     def test_same_seed_same_result(self) -> None:
         x, batch = problem()
-        first, second = (
-            BridgeTransformer(standardize=True, random_state=3).fit_transform(x, batch=batch)
-            for _ in range(2)
-        )
-        np.testing.assert_array_equal(first, second)
+        results = []
+        for _ in range(2):
+            bridge = BridgeTransformer(standardize=True, random_state=3)
+            with pytest.warns(UserWarning, match="hardly a cell state in common"):
+                results.append(bridge.fit_transform(x, batch=batch))
+        np.testing.assert_array_equal(*results)
 
     def test_data_frames(self) -> None:
         x, batch = problem()
