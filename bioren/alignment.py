@@ -17,7 +17,7 @@ from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
 from bioren.projection import Projection
 from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
-from bioren.states import ConditionalBridge, default_n_states
+from bioren.states import ConditionalBridge, default_n_states, sample_sums
 
 __all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
 
@@ -138,7 +138,7 @@ def align(
     plain = alignment.bridges[:, genes]
     nothing = AffineBridge(np.ones_like(plain.scale), np.zeros_like(plain.shift))
     share = find_states(nothing)
-    overlap_before = overlap_of(_cells_by_state(share, codes, n_samples))
+    overlap_before = overlap_of(sample_sums(share, codes, n_samples))
     apart = (overlap_before < APART)[:, None]
     if apart.any():
         start = AffineBridge(np.where(apart, plain.scale, 1.0), np.where(apart, plain.shift, 0.0))
@@ -150,12 +150,6 @@ def align(
         by_state = Moments.by_group(x, codes, n_samples, share)
         alignment = compare(standardize(by_state, in_reference), removal)
     return alignment._replace(overlap_before=overlap_before)
-
-
-def _cells_by_state(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
-    count = np.zeros((n_samples, share.shape[1]))
-    np.add.at(count, codes, share)
-    return count
 
 
 def warn_apart(names: Sequence[str], alignment: Alignment) -> None:

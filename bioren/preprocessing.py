@@ -122,6 +122,15 @@ def bridge(
 
     adata = writable(adata, copy=copy)
     adata.layers[key_added] = corrected
-    settings = {"layer": layer, "center": center, "standardize": standardize, "strength": strength}
+    settings = {
+        "layer": layer,
+        "reference": reference,
+        "center": center,
+        "standardize": standardize,
+        "strength": strength,
+        "max_kept": max_kept,
+        "max_removed": max_removed,
+        "rng": rng,
+    }
     write_record(adata, key_added, batches, cells.genes, alignment, settings)
     return adata if copy else None

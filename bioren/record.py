@@ -31,13 +31,18 @@ def write_record(
     alignment: Alignment,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write ``uns[key]``; settings that are None are left out, as h5ad cannot hold them."""
+    """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither."""
     record: dict[str, Any] = {
         "batch_key": batches.key,
         "samples": np.array(batches.names, dtype=object),
         "genes": np.array(genes.astype(str), dtype=object),
         "cells": np.bincount(batches.codes, minlength=len(batches.names)),
-        "settings": {name: value for name, value in settings.items() if value is not None},
+        "overlap": alignment.overlap_before,
+        "settings": {
+            name: np.array(value) if isinstance(value, tuple | list) else value
+            for name, value in settings.items()
+            if value is not None and not isinstance(value, np.random.Generator)
+        },
     }
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)

@@ -205,7 +205,7 @@ def _diverse_clusters(
     proportion = np.bincount(codes, minlength=n_samples) / len(codes)
 
     share = _softmax(2 * (unit @ centers.T - 1) / options.width)
-    observed = _sample_sums(share, codes, n_samples)  # samples x states
+    observed = sample_sums(share, codes, n_samples)  # samples x states
     before = np.inf
     n_blocks = min(20, len(unit))
     for _ in range(20):
@@ -213,10 +213,10 @@ def _diverse_clusters(
         closeness = 2 * (unit @ centers.T - 1) / options.width
         order = rng.permutation(len(unit))
         for block in np.array_split(order, n_blocks):
-            observed -= _sample_sums(share[block], codes[block], n_samples)
+            observed -= sample_sums(share[block], codes[block], n_samples)
             odds = _log_odds(observed, proportion, options.diversity)
             share[block] = _softmax(closeness[block] + odds[codes[block]])
-            observed += _sample_sums(share[block], codes[block], n_samples)
+            observed += sample_sums(share[block], codes[block], n_samples)
         # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
         odds = _log_odds(observed, proportion, options.diversity)
         entropy = np.sum(share * np.log(share + 1e-12))
@@ -260,13 +260,13 @@ def _state_shifts(
 
 def _effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
-    total = _sample_sums(share, codes, n_samples)
-    square = _sample_sums(share**2, codes, n_samples)
+    total = sample_sums(share, codes, n_samples)
+    square = sample_sums(share**2, codes, n_samples)
     effective: np.ndarray = total**2 / np.maximum(square, 1e-12)
     return effective
 
 
-def _sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     """Sum the rows of each sample, samples x states, in double precision."""
     cells = np.arange(len(codes))
     membership = sparse.csr_matrix((np.ones(len(codes)), (codes, cells)), (n_samples, len(codes)))

@@ -60,7 +60,8 @@ def integrate(
         Layer to read; None: ``adata.X``.
     use_rep
         Embedding in ``adata.obsm`` to start from, such as ``"X_pca"``.  Then no gene is read:
-        the bridge per state alone is fitted, and `key_added` is all that is written.
+        the bridge per state alone is fitted, and `key_added` is all that is written; `n_latent`,
+        `max_removed` and `training` play no part.
     key_added
         Name of the embedding in ``adata.obsm``.
     n_latent
@@ -139,7 +140,14 @@ def integrate(
     adata.layers[KEY] = corrected
     if rebuilt is not None:
         adata.obsm[f"{KEY}_decoded"] = rebuilt.to_numpy()
-    settings = {"layer": layer, "n_latent": embedding.shape[1], "strength": strength}
+    settings = {
+        "layer": layer,
+        "reference": reference,
+        "n_latent": embedding.shape[1],
+        "strength": strength,
+        "max_removed": max_removed,
+        "rng": rng,
+    }
     write_record(adata, KEY, batches, model.genes_, model.alignment_, settings)
     adata.uns[KEY]["variable_genes"] = model.variable_genes_.to_numpy(dtype=object)
     adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
