@@ -115,7 +115,7 @@ def test_results_survive_a_file(integrate, tmp_path, write, read):
     assert bioren.tl.batch_effects(again).equals(bioren.tl.batch_effects(adata))
     record, expected = again.uns["bioren"], adata.uns["bioren"]
     assert set(record) == set(expected)
-        np.testing.assert_equal(record["settings"], expected["settings"])
+    np.testing.assert_equal(record["settings"], expected["settings"])
     assert_array_equal(record["history"]["held_out"], expected["history"]["held_out"])
     assert_array_equal(record["variable_genes"], expected["variable_genes"])
 
