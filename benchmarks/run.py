@@ -128,12 +128,19 @@ def measured(path: Path, method: str, seed: int, answer) -> None:
     """Run one method; send its embedding, seconds and peak memory (in child process)."""
     warnings.simplefilter("ignore")
     adata = prepared(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     z = METHODS[method](adata, seed)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer.send((np.ascontiguousarray(z, dtype=np.float32), seconds, peak / 1e6, before / 1e6))
+    answer.send((np.ascontiguousarray(z, dtype=np.float32), seconds, peak_gigabytes()))
+
+
+def peak_gigabytes() -> float:
+    """Return this process's peak memory; getrusage would count its parent's before the start."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6
 
 
 def run_apart(path: Path, method: str, seed: int):
@@ -179,9 +186,9 @@ def compare(path: Path, methods: list[str], n_seeds: int) -> pd.DataFrame:
     rows, embeddings = [], {}
     for method in methods:
         for seed in range(n_seeds if method in RANDOM else 1):
-            z, seconds, peak, before = run_apart(path, method, seed)
+            z, seconds, peak = run_apart(path, method, seed)
             embeddings[f"{method} {seed}"] = z
-            rows.append({"method": method, "seconds": seconds, "peak GB": peak, "base GB": before})
+            rows.append({"method": method, "seconds": seconds, "peak GB": peak})
     table = pd.DataFrame(rows, index=list(embeddings)).join(scored(adata, embeddings))
     table.insert(0, "data", path.stem)
     return table
