@@ -30,7 +30,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
     numpy.ndarray
         float64 where `x` is, else float32; computed in float64.
     """
-    out = np.empty(x.shape, dtype=np.float64 if x.dtype == np.float64 else np.float32)
+    out = np.empty(x.shape, dtype=_result_dtype(x))
     for rows, block in row_blocks(x):
         scaled = to_dense(scale_rows(block, bridges.scale, codes[rows]))
         out[rows] = scaled + bridges.shift[codes[rows]]
@@ -39,7 +39,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
 
 def scale_by_sample(x: Any, codes: np.ndarray, scale: np.ndarray) -> Block:
     """Return ``scale[codes] * x``, in CSR form where `x` is sparse; dtype as `apply_by_sample`."""
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    dtype = _result_dtype(x)
     return stacked(
         [scale_rows(block, scale, codes[rows]).astype(dtype) for rows, block in row_blocks(x)]
     )
@@ -52,3 +52,7 @@ def scale_rows(block: Block, scale: np.ndarray, codes: np.ndarray) -> Block:
     sample = np.repeat(codes, np.diff(block.indptr))
     data = block.data * scale[sample, block.indices]
     return sparse.csr_matrix((data, block.indices, block.indptr), shape=block.shape)
+
+
+def _result_dtype(x: Any) -> np.dtype:
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)

@@ -246,7 +246,7 @@ class RenormAutoencoder:
         population = self.alignment_.reference.of_genes(cells.variable)
         bridges = self.alignment_.bridges[:, cells.variable]
 
-        def components(rows: np.ndarray, most: int) -> np.ndarray:
+        def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
             found = Projection.fit(x[rows], codes[rows], bridges, population.mean, most, rng)
             return found.loadings
 
@@ -259,7 +259,7 @@ class RenormAutoencoder:
         history = train(network, x, codes, (training, held_out), self.training, rng)
         if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
             # Training does not help here, so that no cell need be held out of the components.
-            everything = components(np.arange(len(codes)), start.shape[1])
+            everything = components(slice(None), start.shape[1])
             network.start_from(samples, population, everything, in_reference)
         return network, history
 

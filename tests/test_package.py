@@ -2,12 +2,10 @@
 
 import importlib
 import inspect
-import json
-import subprocess
-import sys
 from importlib.resources import files
 
 import pytest
+from imported import imported_by
 
 import bioren
 
@@ -23,12 +21,6 @@ FUNCTIONS = {
         if name in cls.__dict__ and not name.startswith(("_", "set_"))
     },
 }
-
-
-def imported_by(statement):
-    code = f"{statement}\nimport json, sys; print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
 def test_layers_need_neither_anndata_nor_plots():

@@ -1,14 +1,6 @@
-import json
-import subprocess
-import sys
+from imported import imported_by
 
 HEAVY = {"anndata", "matplotlib", "pandas", "scanpy", "scipy", "sklearn"}
-
-
-def imported_by(statement):
-    code = f"{statement}\nimport json, sys; print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
 def test_layers_import_torch_and_nothing_of_the_rest():
