@@ -6,16 +6,38 @@ as pure functions, `limits` the schedules of the clip.
 """
 
 from bioren.nn import functional, limits
-from bioren.nn.limits import PAPER, ConstantLimits, LinearLimits
-from bioren.nn.renorm import BatchRenorm1d
+from bioren.nn.convert import convert_batchnorm, convert_sync, fold_to_batchnorm
+from bioren.nn.limits import PAPER, BySamples, ConstantLimits, LinearLimits, StepLimits
+from bioren.nn.mixing import LinearMixing
+from bioren.nn.renorm import (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    LazyBatchRenorm1d,
+    LazyBatchRenorm2d,
+    LazyBatchRenorm3d,
+)
 from bioren.nn.sample import SampleRenorm1d
+from bioren.nn.sync import SyncBatchRenorm
 
 __all__ = [
     "PAPER",
     "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "BySamples",
     "ConstantLimits",
+    "LazyBatchRenorm1d",
+    "LazyBatchRenorm2d",
+    "LazyBatchRenorm3d",
     "LinearLimits",
+    "LinearMixing",
     "SampleRenorm1d",
+    "StepLimits",
+    "SyncBatchRenorm",
+    "convert_batchnorm",
+    "convert_sync",
+    "fold_to_batchnorm",
     "functional",
     "limits",
 ]

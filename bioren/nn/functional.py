@@ -21,6 +21,9 @@ from bioren.nn.grouped import (
     spread,
     updated,
 )
+from bioren.nn.moments import statistics_dtype
+from bioren.nn.renormalization import renormalize
+from bioren.nn.tracking import Tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +45,7 @@ def batch_renorm(
     *,
     r_max: Bound = 3.0,
     d_max: Bound = 5.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Apply Batch Renormalization to each channel.
 
@@ -75,6 +79,12 @@ def batch_renorm(
         Added to every variance.
     r_max, d_max
         Limits on r and d; numbers or 0-d tensors.
+    mask
+        Which values count in the statistics (bool), or how much (weights that are not negative;
+        2 is the same as having the value twice), alike for all channels.  Shape ``(N,)`` for
+        whole rows, or ``(N, *positions)``, also with a dimension of 1 for the channels.  What
+        does not count is normalised with the rest, takes no part in the gradient of the
+        statistics, and may hold anything.  None counts all.
 
     Returns
     -------
@@ -85,29 +95,27 @@ def batch_renorm(
     ------
     ValueError
         `input` has fewer than two dimensions or another number of channels than the running
-        statistics; one of these is missing, or both in evaluation.
+        statistics; one of these is missing, or both in evaluation; `mask` has another shape.
 
     References
     ----------
     Ioffe (2017), *Batch Renormalization*, arXiv:1702.03275, algorithm 1.
     """
-    _check_channels(input, running_mean, running_var, training)
-    dtype = _statistics_dtype(input)
-    weight, bias = _cast(weight, dtype), _cast(bias, dtype)
+    check_channels(input, running_mean, running_var, training)
     if not training:
-        mean, var = _cast(running_mean, dtype), _cast(running_var, dtype)
-        return torch.nn.functional.batch_norm(input, mean, var, weight, bias, eps=eps)
-    if running_mean is not None and running_var is not None and input.numel() > 0:
-        with torch.no_grad():
-            r, d = _renorm_and_track(
-                input.to(dtype), running_mean, running_var, momentum, eps, r_max, d_max
-            )
-        # (z * r + d) * weight + bias is batch normalisation too, with other parameters.
-        weight, scaled_d = (r, d) if weight is None else (weight * r, weight * d)
-        bias = scaled_d if bias is None else scaled_d + bias
-    # torch.nn.functional.batch_norm would refuse a single value per channel.
-    cudnn = torch.backends.cudnn.enabled
-    return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn)
+        return evaluate(input, running_mean, running_var, weight, bias, eps)
+    tracker = None
+    if running_mean is not None and running_var is not None:
+        tracker = Tracker(running_mean, running_var, momentum, eps, r_max, d_max)
+    dtype = statistics_dtype(input)
+    return renormalize(
+        input,
+        in_dtype(weight, dtype),
+        in_dtype(bias, dtype),
+        eps,
+        tracker,
+        mask=None if mask is None else value_weights(mask, input),
+    )
 
 
 def sample_renorm(
@@ -179,7 +187,7 @@ def sample_renorm(
         GPU, which raises its own error.
     """
     check_cells(input, sample, *statistics.sample_mean.shape)
-    dtype = _statistics_dtype(input)
+    dtype = statistics_dtype(input)
     x = input.to(dtype)
     moving = statistics.to(dtype)
     if training and len(input) > 0:
@@ -199,7 +207,7 @@ def sample_renorm(
         bridge = Normalizer(mean_a, std_a, bridge.r * r, bridge.r * d + bridge.d)
     else:
         bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, strength)
-    return bridge.apply(x, sample, _cast(weight, dtype), _cast(bias, dtype)).to(input.dtype)
+    return bridge.apply(x, sample, in_dtype(weight, dtype), in_dtype(bias, dtype)).to(input.dtype)
 
 
 def check_cells(input: Tensor, sample: Tensor, n_samples: int, n_features: int) -> None:
@@ -225,32 +233,7 @@ def check_cells(input: Tensor, sample: Tensor, n_samples: int, n_features: int) 
         raise IndexError(msg)
 
 
-def _renorm_and_track(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float | Tensor,
-    eps: float,
-    r_max: Bound,
-    d_max: Bound,
-) -> tuple[Tensor, Tensor]:
-    """Return the clipped (r, d) of the minibatch, then let it into the running statistics."""
-    var_b, mean_b = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)  # channels
-    mean, var = running_mean.to(x.dtype), running_var.to(x.dtype)
-    r, d = renorm_terms(mean_b, (var_b + eps).sqrt(), mean, (var + eps).sqrt())
-    r, d = clip_terms(r, d, r_max, d_max)
-
-    count = x.numel() // x.shape[1]
-    new_mean = (mean + momentum * (mean_b - mean)).to(running_mean.dtype)
-    unbiased = var_b * (count / (count - 1)) if count > 1 else var
-    new_var = (var + momentum * (unbiased - var)).to(running_var.dtype)
-    finite = new_mean.isfinite().all() & new_var.isfinite().all()
-    running_mean.copy_(torch.where(finite, new_mean, running_mean))
-    running_var.copy_(torch.where(finite, new_var, running_var))
-    return r, d
-
-
-def _check_channels(
+def check_channels(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
 ) -> None:
     if input.dim() < 2:
@@ -272,9 +255,43 @@ def _check_channels(
         raise ValueError(msg)
 
 
-def _statistics_dtype(input: Tensor) -> torch.dtype:
-    return torch.promote_types(input.dtype, torch.float32)
+def evaluate(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Normalise by the running statistics."""
+    dtype = statistics_dtype(input)
+    mean, var = in_dtype(running_mean, dtype), in_dtype(running_var, dtype)
+    weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
+    return torch.nn.functional.batch_norm(input, mean, var, weight, bias, eps=eps)
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def value_weights(mask: Tensor, input: Tensor) -> Tensor:
+    """Return `mask` as weights of shape ``(N, 1, ...)`` that broadcast to `input`.
+
+    Raises
+    ------
+    ValueError
+        `mask` fits neither the rows nor the positions of `input`.
+    """
+    rows, positions = tuple(input.shape[:1]), tuple(input.shape[2:])
+    if tuple(mask.shape) == rows:
+        return mask.reshape(-1, *[1] * (input.dim() - 1))
+    if tuple(mask.shape) == (*rows, *positions):
+        return mask.unsqueeze(1)
+    if tuple(mask.shape) == (*rows, 1, *positions):
+        return mask
+    msg = (
+        f"expected a mask of shape {rows} or {(*rows, *positions)} for input of shape "
+        f"{tuple(input.shape)}, received {tuple(mask.shape)}."
+    )
+    raise ValueError(msg)
+
+
+def in_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return `tensor` in `dtype`, None as it is."""
     return None if tensor is None else tensor.to(dtype)

@@ -1,8 +1,8 @@
 """The limits (r_max, d_max) of Batch Renormalization as functions of the training step.
 
 A schedule keeps no state of its own: it reads the layer's buffer ``num_batches_tracked``, so it
-is right after ``load_state_dict``, and it stays on the buffer's device, so nothing waits for a
-GPU.
+is right after ``load_state_dict``.  On a GPU it stays on the buffer's device, so that nothing
+waits; on a CPU it reads the number, anew at each step, as that is the quicker way there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 
-__all__ = ["PAPER", "Bound", "ConstantLimits", "LimitSchedule", "LinearLimits", "as_schedule"]
+__all__ = [
+    "PAPER",
+    "Bound",
+    "BySamples",
+    "ConstantLimits",
+    "LimitSchedule",
+    "LinearLimits",
+    "StepLimits",
+    "as_schedule",
+    "readable",
+]
 
 Bound: TypeAlias = "float | torch.Tensor"
 
@@ -30,6 +40,18 @@ class LimitSchedule(Protocol):
             Number of training batches seen before the present one, 0-d int64.
         """
         ...
+
+
+def readable(step: torch.Tensor) -> int | torch.Tensor:
+    """Return `step` as a number where reading it holds up nothing, else as it is."""
+    if (
+        step.device.type == "cpu"
+        and type(step) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    ):
+        return int(step)
+    return step
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +124,96 @@ class LinearLimits:
             raise ValueError(msg)
 
     def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
-        """Return ``(r_max, d_max)`` at `step` as 0-d tensors on its device."""
-        r_done, d_done = self._done(step, self.r_end), self._done(step, self.d_end)
+        """Return ``(r_max, d_max)`` at `step`: numbers, or 0-d tensors on its device."""
+        at = readable(step)
+        r_done, d_done = self._done(at, self.r_end), self._done(at, self.d_end)
         return 1 + (self.r_max - 1) * r_done, self.d_max * d_done
 
-    def _done(self, step: torch.Tensor, end: int) -> torch.Tensor:
+    def _done(self, step: int | torch.Tensor, end: int) -> Bound:
         # Clamped out of place at every call: a ramp that ran on would in the end flip signs.
-        return ((step - self.start) / max(end - self.start, 1)).clamp(0, 1)
+        done = (step - self.start) / max(end - self.start, 1)
+        return done.clamp(0, 1) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Limits that jump at given steps and stay from the last one on.
+
+    Attributes
+    ----------
+    jumps
+        ``(step, r_max, d_max)`` in the order of the steps: limits that hold from this step on.
+        Before the first they are (1, 0).
+
+    Raises
+    ------
+    ValueError
+        There is no jump, a step is negative or not above the one before, or a limit lies out of
+        range.
+
+    Examples
+    --------
+    >>> StepLimits(((0, 1.0, 0.0), (1_000, 1.5, 1.0), (5_000, 3.0, 5.0)))(torch.tensor(2_000))
+    (1.5, 1.0)
+    """
+
+    jumps: tuple[tuple[int, float, float], ...]
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _, _ in self.jumps]
+        if not steps or steps[0] < 0 or sorted(set(steps)) != steps:
+            msg = f"jumps must have increasing steps from 0 on, received steps {steps}."
+            raise ValueError(msg)
+        for _, r_max, d_max in self.jumps:
+            ConstantLimits(r_max, d_max)  # raises if out of range
+
+    def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
+        """Return ``(r_max, d_max)`` at `step`: numbers, or 0-d tensors on its device."""
+        at = readable(step)
+        r_max: Bound = 1.0
+        d_max: Bound = 0.0
+        for start, r_next, d_next in self.jumps:
+            if isinstance(at, torch.Tensor):
+                r_max, d_max = (
+                    _chosen(at >= start, r_next, r_max),
+                    _chosen(at >= start, d_next, d_max),
+                )
+            elif at >= start:
+                r_max, d_max = r_next, d_next
+        return r_max, d_max
+
+
+def _chosen(condition: torch.Tensor, value: float, other: Bound) -> torch.Tensor:
+    one = torch.ones((), device=condition.device)
+    return torch.where(condition, one * value, one * other)
+
+
+@dataclass(frozen=True, slots=True)
+class BySamples:
+    """A schedule in rows of the input instead of steps, whatever the size of the minibatches.
+
+    The layer then counts the rows that it was trained on, in a buffer ``num_samples_tracked``,
+    which `torch.nn.BatchNorm1d` does not have.
+
+    Attributes
+    ----------
+    schedule
+        Called with the number of rows seen.
+
+    Examples
+    --------
+    The paper's schedule at minibatches of 32, whatever their size is now:
+
+    >>> limits = BySamples(LinearLimits(160_000, 1_280_000, 800_000, 3.0, 5.0))
+    >>> limits(torch.tensor(800_000))[1]
+    5.0
+    """
+
+    schedule: LimitSchedule
+
+    def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
+        """Return ``(r_max, d_max)`` after `step` rows."""
+        return self.schedule(step)
 
 
 PAPER = LinearLimits(start=5_000, r_end=40_000, d_end=25_000, r_max=3.0, d_max=5.0)
@@ -131,6 +236,7 @@ def as_schedule(limits: object) -> LimitSchedule:
         return cast("LimitSchedule", limits)
     msg = (
         f"limits must be a schedule or a pair (r_max, d_max), received {limits!r}. "
-        "Available schedules: bioren.nn.PAPER, LinearLimits(...), ConstantLimits(...)."
+        "Available schedules: bioren.nn.PAPER, LinearLimits(...), StepLimits(...), "
+        "ConstantLimits(...), BySamples(...)."
     )
     raise TypeError(msg)

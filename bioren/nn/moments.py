@@ -1,0 +1,98 @@
+"""Mean and variance per channel of a minibatch: plain, weighted, merged.
+
+A channel's values are all values of dimension 1 at the same index: one per row, or one per row
+and position.  Statistics are never formed as ``E[x**2] - E[x]**2``, and those of float16 and
+bfloat16 are in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["ChannelMoments", "channel_moments", "merged_moments", "statistics_dtype"]
+
+
+class ChannelMoments(NamedTuple):
+    """Moments of the values of each channel."""
+
+    mean: Tensor
+    """Shape ``(channels,)``, at least single precision."""
+    var: Tensor
+    """Biased variance (divided by the count), of the shape of `mean`."""
+    number: int | Tensor
+    """Values per channel, or the sum of their weights; 0-d, the same for all channels."""
+
+    def unbiased(self) -> Tensor:
+        """Return the variance divided by the count less one; the biased one if that is 0."""
+        if isinstance(self.number, int):
+            return self.var * (self.number / max(self.number - 1, 1))
+        return self.var * torch.where(self.number > 1, self.number / (self.number - 1), 1)
+
+    def detach(self) -> ChannelMoments:
+        """Return the same without gradient."""
+        return ChannelMoments(self.mean.detach(), self.var.detach(), self.number)
+
+
+def statistics_dtype(input: Tensor) -> torch.dtype:
+    """Return the dtype of statistics of `input`: its own, but at least single precision."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def channel_moments(input: Tensor, mask: Tensor | None = None) -> ChannelMoments:
+    """Return the moments of the values of each channel, with their gradient.
+
+    Parameters
+    ----------
+    input
+        Shape ``(N, C)`` or ``(N, C, *positions)``.
+    mask
+        Weight of each value, the same for all channels: shape ``(N, 1, ...)`` that broadcasts to
+        `input`.  None weighs all alike.  What weighs nothing may hold anything, NaN too.
+    """
+    x = input.to(statistics_dtype(input))
+    over = [0, *range(2, x.dim())]
+    if x.numel() == 0:
+        nothing = x.new_zeros(x.shape[1])
+        return ChannelMoments(nothing, nothing, 0)
+    if mask is None:
+        var, mean = torch.var_mean(x, over, correction=0)
+        return ChannelMoments(mean, var, x.numel() // x.shape[1])
+    weight = mask.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
+    count = weight.sum()
+    share = weight / torch.where(count > 0, count, 1)
+    x = torch.where(weight > 0, x, 0)
+    mean = (x * share).sum(over)
+    deviation = x - of_channels(mean, x)
+    return ChannelMoments(mean, (deviation.square() * share).sum(over), count)
+
+
+def merged_moments(parts: ChannelMoments) -> ChannelMoments:
+    """Return the moments of all parts together, as if their values had been pooled.
+
+    Parameters
+    ----------
+    parts
+        Moments of shape ``(parts, channels)``; counts of shape ``(parts, 1)``, or one number for
+        all.  Parts without values weigh nothing.
+
+    References
+    ----------
+    Chan, Golub & LeVeque (1983), *The American Statistician* 37:242.
+    """
+    if isinstance(parts.number, int):
+        mean, var = parts.mean.mean(0), parts.var.mean(0)
+        between = (parts.mean - mean).square().mean(0)
+        return ChannelMoments(mean, var + between, parts.number * len(parts.mean))
+    count = parts.number.sum()
+    share = parts.number / torch.where(count > 0, count, 1)
+    mean = (share * parts.mean).sum(0)
+    var = (share * (parts.var + (parts.mean - mean).square())).sum(0)
+    return ChannelMoments(mean, var, count)
+
+
+def of_channels(values: Tensor, input: Tensor) -> Tensor:
+    """Return `values`, one per channel, in the shape that broadcasts to `input`."""
+    return values.view(-1, *[1] * (input.dim() - 2))

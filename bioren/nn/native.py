@@ -1,0 +1,126 @@
+"""Normalisation by given moments with the kernels of torch's own batch normalisation.
+
+With r and d held fixed, Batch Renormalization is batch normalisation with other parameters::
+
+    (z * r + d) * weight + bias  =  z * (weight * r) + (weight * d + bias)
+
+so that kernels which torch has already do all the work that grows with the input: one reads the
+moments, one normalises, and one makes the gradient.  They are opaque to a compiler and to function
+transforms; `usable` says where they can serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bioren.nn.moments import ChannelMoments, statistics_dtype
+
+__all__ = ["native_moments", "native_normalize", "usable"]
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels take these: plain tensors on a CPU or an NVIDIA or AMD GPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and all(
+            t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type in _DEVICES)
+            for t in tensors
+        )
+    )
+
+
+_DEVICES = ("cpu", "cuda")
+
+
+def native_moments(input: Tensor) -> ChannelMoments:
+    """Return the moments of each channel, without gradient; `input` must not be empty."""
+    channels = input.shape[1]
+    scratch = None
+    if input.dtype != statistics_dtype(input):
+        # The kernel's statistics have the precision of the running ones it is given.
+        scratch = input.new_zeros(channels, dtype=statistics_dtype(input))
+    mean, var = torch.batch_norm_update_stats(input.detach(), scratch, scratch, 0.0)
+    return ChannelMoments(mean, var, input.numel() // channels)
+
+
+def native_normalize(
+    input: Tensor,
+    moments: ChannelMoments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    r: Tensor | None,
+    d: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Return ``(z * r + d) * weight + bias``, z being `input` normalised by its own `moments`.
+
+    The gradient is that of batch normalisation: through the moments, but not through r and d.
+    """
+    y: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
+        input, weight, bias, r, d, moments.mean, moments.var, eps
+    )
+    return y
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        r: Tensor | None,
+        d: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(input, weight, r, d, mean, var)
+        scale, shift = affine(weight, bias, r, d)
+        return torch.batch_norm(input, scale, shift, mean, var, False, 0.0, eps, False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, r, d, mean, var = ctx.saved_tensors
+        wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        scale, _ = affine(weight, None, r, d)
+        dx, dscale, dshift = torch.ops.aten.native_batch_norm_backward(
+            dy,
+            input,
+            scale,
+            None,
+            None,
+            mean,
+            (var + ctx.eps).rsqrt(),
+            True,
+            ctx.eps,
+            [wants_input, wants_weight, wants_bias or wants_weight],
+        )
+        if wants_weight:
+            # The shift holds the weight, too: it is d * weight + bias.
+            dweight = dscale if r is None else dscale * r
+            dweight = dweight if d is None else torch.addcmul(dweight, dshift, d)
+        return (
+            dx if wants_input else None,
+            dweight if wants_weight else None,
+            dshift if wants_bias else None,
+            *[None] * 5,
+        )
+
+
+def affine(
+    weight: Tensor | None, bias: Tensor | None, r: Tensor | None, d: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and shift such that ``z * scale + shift = (z * r + d) * weight + bias``."""
+    if r is None or d is None:
+        return weight, bias
+    if weight is not None:
+        r, d = r * weight, d * weight
+    return r, d if bias is None else d + bias

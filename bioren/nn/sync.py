@@ -1,0 +1,109 @@
+"""Batch Renormalization whose minibatch is that of all ranks together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from bioren.bridge import kept_terms, renorm_terms
+from bioren.nn.moments import ChannelMoments, channel_moments
+from bioren.nn.ranks import merged_over_ranks
+from bioren.nn.renorm import _BatchRenorm
+from bioren.nn.renormalization import normalize
+from bioren.nn.tracking import Tracker
+
+__all__ = ["SyncBatchRenorm"]
+
+
+class SyncBatchRenorm(_BatchRenorm):
+    """`BatchRenorm1d`, 2d or 3d over all ranks, in the place of `nn.SyncBatchNorm`.
+
+    Ranks exchange count, mean and variance per channel, in one message each way, and merge them
+    (Chan, Golub & LeVeque 1983): output, gradient and running statistics are those of one process
+    with all rows, also where ranks have different numbers of rows or none.  Every rank has to
+    call the layer as often as the others.  From the moments of a rank to those of all there is a
+    bridge again, so that each rank normalises its own rows by its own moments and corrects.
+
+    Without an initialised process group, with one rank, and in evaluation nothing is exchanged.
+    There is no second derivative.
+
+    `DistributedDataParallel` copies the buffers of rank 0 to all others at each forward pass
+    unless told otherwise.  Here they are equal anyway.  With a layer that is not synchronised,
+    rank 0's running statistics then lead all ranks, in training too: its minibatches alone decide
+    what the others are renormalised to.  ``broadcast_buffers=False`` leaves each rank its own.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats
+        As in `BatchRenorm1d`.
+    process_group
+        The ranks; None for all.
+    **options
+        As in `BatchRenorm1d`: limits, initial, moving, mixing, device, dtype.
+
+    Raises
+    ------
+    ValueError
+        On forward, if the input has fewer than two dimensions or another number of channels.
+    """
+
+    process_group: dist.ProcessGroup | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        self.process_group = process_group
+
+    def _normalize(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        tracker: Tracker | None,
+        mask: Tensor | None,
+        mixing: float | Tensor,
+    ) -> Tensor:
+        if not self._several_ranks():
+            return super()._normalize(input, weight, bias, tracker, mask, mixing)
+        local = channel_moments(input, mask)
+        batch = merged_over_ranks(local, self.process_group)
+        r, d = renorm_terms(local.mean, self._std(local), batch.mean, self._std(batch))
+        if tracker is not None:
+            r_kept, d_kept = tracker.meet(batch)
+            if isinstance(mixing, Tensor) or mixing != 1:
+                r_kept, d_kept = kept_terms(r_kept, d_kept, strength=1 - mixing)
+            r, d = r_kept * r, r_kept * d + d_kept
+        return normalize(input, local, weight, bias, r, d, self.eps, mask=mask)
+
+    def _std(self, moments: ChannelMoments) -> Tensor:
+        return (moments.var + self.eps).sqrt()
+
+    def _several_ranks(self) -> bool:
+        return (
+            self.training
+            and dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size(self.process_group) > 1
+        )
+
+    def _counts(self, input: Tensor) -> bool:
+        return self._several_ranks() or super()._counts(input)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2 or input.shape[1] != self.num_features:
+            msg = (
+                f"expected input of shape (N, {self.num_features}) or (N, {self.num_features}, "
+                f"*positions), received {tuple(input.shape)}."
+            )
+            raise ValueError(msg)
