@@ -7,6 +7,8 @@ as pure functions, `limits` the schedules of the clip.
 
 from bioren.nn import functional, limits
 from bioren.nn.convert import convert_batchnorm, convert_sync, fold_to_batchnorm
+from bioren.nn.diagnostics import LayerDiagnostics, Monitor
+from bioren.nn.instance import InstanceRenorm1d, InstanceRenorm2d, InstanceRenorm3d
 from bioren.nn.limits import PAPER, BySamples, ConstantLimits, LinearLimits, StepLimits
 from bioren.nn.mixing import LinearMixing
 from bioren.nn.renorm import (
@@ -27,11 +29,16 @@ __all__ = [
     "BatchRenorm3d",
     "BySamples",
     "ConstantLimits",
+    "InstanceRenorm1d",
+    "InstanceRenorm2d",
+    "InstanceRenorm3d",
+    "LayerDiagnostics",
     "LazyBatchRenorm1d",
     "LazyBatchRenorm2d",
     "LazyBatchRenorm3d",
     "LinearLimits",
     "LinearMixing",
+    "Monitor",
     "SampleRenorm1d",
     "StepLimits",
     "SyncBatchRenorm",

@@ -64,7 +64,8 @@ def convert_batchnorm(
         As in `BatchRenorm1d`.  A schedule goes on at the number of batches that a layer has
         seen, so that pretrained layers begin with the last limits.
     **options
-        For all layers: momentum, eps, initial, moving or mixing, as in `BatchRenorm1d`.
+        For all layers: momentum, eps, initial, moving, mixing or average_backward, as in
+        `BatchRenorm1d`.
 
     Returns
     -------
@@ -82,12 +83,17 @@ def convert_batchnorm(
     >>> type(convert_batchnorm(model)[1]).__name__
     'BatchRenorm2d'
     """
+    own = {"momentum", "eps"} & options.keys()  # what batch normalisation has as well
     unknown = set()
     for layer in module.modules():
         kind = _RENORM.get(type(layer))
         if kind is not None:
             layer.__class__ = kind
-            layer.set_options(limits=limits, **options)  # type: ignore[operator]
+            for name in own:
+                setattr(layer, name, options[name])
+            layer.set_options(  # type: ignore[operator]
+                limits=limits, **{k: v for k, v in options.items() if k not in own}
+            )
         elif isinstance(layer, _BatchNorm):
             unknown.add(type(layer).__qualname__)
     if unknown:
@@ -114,13 +120,15 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     Raises
     ------
     ValueError
-        A lazy layer does not know its number of channels yet.
+        A lazy layer does not know its number of channels yet, or a layer averages its backward
+        statistics.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchRenorm)]
     for layer in layers:
         if isinstance(layer, _LazyBatchRenorm):
             msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
             raise ValueError(msg)
+        SyncBatchRenorm.check_options(layer)  # type: ignore[arg-type]
     for layer in layers:
         layer.__class__ = SyncBatchRenorm
         layer.process_group = process_group  # type: ignore[assignment]

@@ -21,7 +21,8 @@ from bioren.nn.grouped import (
     spread,
     updated,
 )
-from bioren.nn.moments import statistics_dtype
+from bioren.nn.instances import renormalize_instances
+from bioren.nn.moments import ChannelMoments, statistics_dtype
 from bioren.nn.renormalization import renormalize
 from bioren.nn.tracking import Tracker
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from bioren.nn.limits import Bound
 
-__all__ = ["SampleStatistics", "batch_renorm", "sample_renorm"]
+__all__ = ["SampleStatistics", "batch_renorm", "instance_renorm", "sample_renorm"]
 
 
 def batch_renorm(
@@ -116,6 +117,65 @@ def batch_renorm(
         tracker,
         mask=None if mask is None else value_weights(mask, input),
     )
+
+
+def instance_renorm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mixing: float | Tensor = 0.5,
+) -> Tensor:
+    """Normalise each instance and channel by itself, and bridge it to shared statistics.
+
+    ``y = (r**m * z + m * d) * weight + bias``, where z is instance normalised, (r, d) lead to the
+    shared statistics, and m is the mixing: 0 is `torch.nn.functional.instance_norm`, 1 is
+    `torch.nn.functional.batch_norm`.
+
+    Parameters
+    ----------
+    input
+        Shape ``(N, C, *positions)``, floating point, with at least one dimension of positions.
+    running_mean, running_var
+        The shared statistics, shape ``(C,)``; r and d then have no gradient.  Without them the
+        minibatch's take their place, with their gradient.  Never changed.
+    weight, bias
+        Shape ``(C,)``; None stands for ones and zeros.
+    eps
+        Added to every variance.
+    mixing
+        In [0, 1]; a number or a tensor that broadcasts to ``(C,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape and dtype of `input`.
+
+    Raises
+    ------
+    ValueError
+        `input` has no positions or another number of channels than the shared statistics; one of
+        these is missing; `mixing` is a number outside [0, 1].
+    """
+    check_channels(input, running_mean, running_var, training=True)
+    if input.dim() < 3:
+        msg = f"expected input of shape (N, C, *positions), received {tuple(input.shape)}."
+        raise ValueError(msg)
+    if not isinstance(mixing, torch.Tensor) and not 0 <= mixing <= 1:
+        raise ValueError(f"mixing must lie in [0, 1], received {mixing}.")
+    dtype = statistics_dtype(input)
+    given = running_mean is not None and running_var is not None
+
+    def target(batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        if running_mean is None or running_var is None:
+            return batch.mean, batch.var
+        return running_mean.to(dtype), running_var.to(dtype)
+
+    weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
+    return renormalize_instances(input, weight, bias, eps, target, mixing, gradient=not given)
 
 
 def sample_renorm(

@@ -28,12 +28,13 @@ def recomputing() -> bool:
 
 class _Pass(NamedTuple):
     mean: Tensor
-    r: Tensor
-    d: Tensor
+    pair: tuple[Tensor, Tensor]
 
 
 class Recollection:
-    """The (r, d) of a layer's latest forward passes that may run again.
+    """What a layer's latest forward passes that may run again were bridged by.
+
+    That is a pair of vectors: r and d, or a mean and a variance.
 
     Where no checkpointing is in sight nothing is kept.  A copy or a pickle of it is empty.
     """
@@ -49,35 +50,37 @@ class Recollection:
         """Whether the present forward pass is one that ran before."""
         return recomputing() and len(self._passes) > 0
 
-    def remember(self, mean: Tensor, r: Tensor, d: Tensor) -> None:
-        """Keep (r, d) of a pass whose minibatch has this mean, newest first."""
-        self._passes.appendleft(_Pass(mean, r, d))
+    def remember(self, mean: Tensor, pair: tuple[Tensor, Tensor]) -> None:
+        """Keep the pair of a pass whose minibatch has this mean."""
+        self._passes.append(_Pass(mean, pair))
 
     def recall(self, mean: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return (r, d) of the pass with this mean if one is being run again, else None.
+        """Return the pair of the pass with this mean if one is being run again, else None.
 
-        Of several with the same mean the newest; compared on the tensors' device, so that no
-        GPU is waited for.
+        Of several with the same mean the latest.  They are compared on the tensors' device, so
+        that no GPU is waited for.
         """
         if not self.running_again:
             return None
-        kept = [p for p in self._passes if p.mean.device == mean.device]
-        distance = (
-            (torch.stack([p.mean for p in kept]) - mean).abs().sum(dim=1).nan_to_num(torch.inf)
-        )
-        age = torch.arange(len(kept), device=mean.device)
-        newest = torch.where(distance == distance.min(), age, len(kept)).argmin()
-        return (
-            torch.stack([p.r for p in kept]).index_select(0, newest[None])[0],
-            torch.stack([p.d for p in kept]).index_select(0, newest[None])[0],
-        )
+        away = torch.stack([(known.mean - mean).abs().sum() for known in self._passes])
+        nearest = away.nan_to_num(torch.inf)  # the mean of a pass may not be finite
+        latest = torch.where(nearest == nearest.min(), self._order(mean), -1).argmax()
+        first, second = zip(*(known.pair for known in self._passes), strict=True)
+        return _at(first, latest), _at(second, latest)
+
+    def _order(self, like: Tensor) -> Tensor:
+        return torch.arange(len(self._passes), device=like.device)
+
+
+def _at(values: tuple[Tensor, ...], index: Tensor) -> Tensor:
+    return torch.stack(values).index_select(0, index[None])[0]
 
 
 def may_run_again() -> bool:
-    """Return whether a forward pass run now may be run again in a backward pass.
+    """Return whether a forward pass run now is, or may be, run again in a backward pass.
 
     Reentrant checkpointing runs it without gradients, the other kind hooks into what is saved.
     """
     if torch.compiler.is_compiling():
         return False
-    return not torch.is_grad_enabled() or _hooks(False) is not None
+    return recomputing() or not torch.is_grad_enabled() or _hooks(False) is not None

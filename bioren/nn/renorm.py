@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _LazyNormBase, _NormBase
+from torch.nn.modules.batchnorm import _LazyNormBase
 
+from bioren.nn.averaging import BackwardAverages
+from bioren.nn.base import Initial, RenormBase, check_shape
 from bioren.nn.functional import evaluate, in_dtype, value_weights
-from bioren.nn.limits import (
-    PAPER,
-    BySamples,
-    LimitSchedule,
-    as_schedule,
-    readable,
-)
-from bioren.nn.mixing import Mixing, as_mixing, share_at
+from bioren.nn.limits import PAPER, BySamples, LimitSchedule, as_schedule
+from bioren.nn.mixing import Mixing
 from bioren.nn.moments import statistics_dtype
-from bioren.nn.recomputation import Recollection, may_run_again
 from bioren.nn.renormalization import renormalize
-from bioren.nn.tracking import Moving, Observer, Tracker
-
-if TYPE_CHECKING:
-    from torch.nn.parameter import UninitializedParameter
+from bioren.nn.tracking import Moving, Tracker
 
 __all__ = [
     "BatchRenorm1d",
@@ -34,27 +26,13 @@ __all__ = [
     "LazyBatchRenorm3d",
 ]
 
-Initial = Literal["unit", "first_batch", "debiased"]
-_OPTIONS = (
-    "limits",
-    "initial",
-    "moving",
-    "mixing",
-    "mixing_logit",
-    "num_samples_tracked",
-    "_recollection",
-    "_observer",
-)
 
-
-# Not a _BatchNorm: SyncBatchNorm.convert_sync_batchnorm would quietly turn it into plain
-# batch normalisation.
-class _BatchRenorm(_NormBase):
+class _BatchRenorm(RenormBase):
     """Batch Renormalization for any shape; subclasses check the number of dimensions."""
 
     limits: LimitSchedule
     num_samples_tracked: Tensor | None
-    mixing_logit: nn.Parameter | None
+    backward_averages: BackwardAverages | None
 
     def __init__(
         self,
@@ -68,54 +46,47 @@ class _BatchRenorm(_NormBase):
         initial: Initial = "unit",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
+        average_backward: int | None = None,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            limits=limits,
+            initial=initial,
+            moving=moving,
+            mixing=mixing,
+            average_backward=average_backward,
+            bias=bias,
+            device=device,
+            dtype=dtype,
         )
-        if not bias:
-            self.register_parameter("bias", None)
-        self.set_options(limits=limits, initial=initial, moving=moving, mixing=mixing)
 
     def set_options(
         self,
         *,
         limits: LimitSchedule | tuple[float, float] = PAPER,
-        initial: Initial = "unit",
-        moving: Moving = "var",
-        mixing: Mixing = 1.0,
-        **others: float | None,
+        average_backward: int | None = None,
+        **options: Any,
     ) -> None:
-        """Set what batch normalisation does not have, and momentum or eps if given."""
-        _check_choice("initial", initial, ("unit", "first_batch", "debiased"))
-        _check_choice("moving", moving, ("var", "std"))
-        for name, value in others.items():
-            _check_choice("option", name, ("momentum", "eps"))
-            setattr(self, name, value)
+        """Set what batch normalisation does not have."""
+        super().set_options(**options)
         self.limits = as_schedule(limits)
-        self.initial = initial
-        self.moving = moving
-        self.mixing = as_mixing(mixing)
-        self.register_parameter(
-            "mixing_logit", self._new_logit() if self.mixing == "learned" else None
-        )
         rows = None
         if isinstance(self.limits, BySamples) and self.num_batches_tracked is not None:
             rows = torch.zeros_like(self.num_batches_tracked)
         self.register_buffer("num_samples_tracked", rows)
-        self._recollection = Recollection()
-        self._observer: Observer | None = None
-
-    def _new_logit(self) -> nn.Parameter:
-        like: Any = self.weight if self.running_mean is None else self.running_mean
-        if isinstance(like, nn.UninitializedParameter | nn.UninitializedBuffer):
-            of: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-            return cast("nn.Parameter", nn.UninitializedParameter(**of))
-        return nn.Parameter(
-            torch.zeros(self.num_features) if like is None else torch.zeros_like(like.detach())
-        )
+        self.backward_averages = None
+        if average_backward is not None:
+            if self.mixing == "learned":
+                msg = 'average_backward goes with a fixed or scheduled mixing, not with "learned".'
+                raise ValueError(msg)
+            self.backward_averages = BackwardAverages(average_backward)
 
     def drop_options(self) -> None:
         """Delete all that `set_options` has set."""
@@ -148,12 +119,11 @@ class _BatchRenorm(_NormBase):
             return evaluate(
                 input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
-        # As in torch, statistics switched off after construction serve in evaluation only.
-        share: float | Tensor = 1.0
         tracker = None
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            share = share_at(self.mixing, self.mixing_logit, self.num_batches_tracked)
-            tracker = self._tracker(input, self.num_batches_tracked)
+        share: float | Tensor = 1.0
+        if self._tracks:
+            share = self._share()
+            tracker = self._counted(input)
         dtype = statistics_dtype(input)
         return self._normalize(
             input,
@@ -173,65 +143,40 @@ class _BatchRenorm(_NormBase):
         mask: Tensor | None,
         mixing: float | Tensor,
     ) -> Tensor:
-        return renormalize(input, weight, bias, self.eps, tracker, mask=mask, mixing=mixing)
-
-    def _tracker(self, input: Tensor, step: Tensor) -> Tracker:
-        """Return what bridges this minibatch to the running statistics, and count it."""
-        rows = self.num_samples_tracked
-        r_max, d_max = self.limits(step if rows is None else rows)
-        before = readable(step)
-        momentum: float | Tensor
-        if self.momentum is None:
-            momentum = 1 / (before + 1)
-        elif self.initial == "debiased":
-            # The weights of all minibatches, the first included, then sum to one, as in Adam.
-            momentum = self.momentum / (1 - (1 - self.momentum) ** (before + 1))
-        else:
-            momentum = self.momentum
-        again = self._recollection.running_again
-        if self._counts(input) and not again:
-            step.add_(1)
-            if rows is not None:
-                rows.add_(len(input))
-        return Tracker(
-            self.running_mean,  # type: ignore[arg-type]  # there is one where there is a step
-            self.running_var,  # type: ignore[arg-type]
-            momentum,
+        return renormalize(
+            input,
+            weight,
+            bias,
             self.eps,
-            r_max,
-            d_max,
-            self.moving,
-            False if self.initial == "unit" else before == 0,
-            self._recollection if again or may_run_again() else None,
-            self._observer,
+            tracker,
+            mask=mask,
+            mixing=mixing,
+            averages=self.backward_averages,
         )
 
-    def _counts(self, input: Tensor) -> bool:
-        """Return whether this is a minibatch at all."""
+    def _counted(self, input: Tensor) -> Tracker:
+        """Return what bridges this minibatch to the running statistics, and count it."""
+        rows = self.num_samples_tracked
+        r_max, d_max = self.limits(self.num_batches_tracked if rows is None else rows)  # type: ignore[arg-type]
+        if rows is not None and not self._recollection.running_again:
+            rows.add_(len(input))
+        return self._tracker(r_max, d_max, counts=self._is_minibatch(input))
+
+    def _is_minibatch(self, input: Tensor) -> bool:
         return input.numel() > 0
 
     def reset_running_stats(self) -> None:
         """Forget all minibatches."""
         super().reset_running_stats()
-        rows = getattr(self, "num_samples_tracked", None)
+        rows = getattr(self, "num_samples_tracked", None)  # torch's constructor comes here, too
         if rows is not None:
             rows.zero_()
 
-    def reset_parameters(self) -> None:
-        """Forget all minibatches, set weights to 1, biases to 0, learned mixing to one half."""
-        self.reset_running_stats()
-        # torch's constructor comes here before the mixing is there.
-        for name, start in (("weight", 1.0), ("bias", 0.0), ("mixing_logit", 0.0)):
-            parameter = getattr(self, name, None)
-            if parameter is not None:
-                nn.init.constant_(parameter, start)
-
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
-        parts = [super().extra_repr(), f"limits={self.limits}"]  # type: ignore[no-untyped-call]
-        usual = {"initial": "unit", "moving": "var", "mixing": 1.0}
-        parts += [f"{k}={getattr(self, k)!r}" for k, v in usual.items() if getattr(self, k) != v]
-        return ", ".join(parts)
+        averages = self.backward_averages
+        more = "" if averages is None else f", average_backward={averages.size}"
+        return f"{super().extra_repr()}, limits={self.limits}{more}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Of batch normalisation nobody knows how many rows it saw: the schedule starts anew.
@@ -240,8 +185,18 @@ class _BatchRenorm(_NormBase):
             state_dict.setdefault(f"{prefix}num_samples_tracked", torch.zeros_like(rows))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        raise NotImplementedError
+
+_OPTIONS = (
+    "initial",
+    "moving",
+    "mixing",
+    "mixing_logit",
+    "limits",
+    "num_samples_tracked",
+    "backward_averages",
+    "_recollection",
+    "_observer",
+)
 
 
 class BatchRenorm1d(_BatchRenorm):
@@ -288,6 +243,11 @@ class BatchRenorm1d(_BatchRenorm):
     mixing
         Share of the way from the minibatch's statistics to the running ones, within the limits: a
         number in [0, 1], a schedule such as `LinearMixing`, or "learned", one per channel.
+    average_backward
+        Number of latest minibatches over which the two means in the gradient of the normalisation
+        are averaged, as moving average batch normalisation does (Yan et al. 2020,
+        arXiv:2001.06838, with 16); None for those of the minibatch alone.  For minibatches of a
+        few values, where they are noise.  Then there is no second derivative.
     bias
         If False there is a weight without a bias.
     device, dtype
@@ -312,7 +272,7 @@ class BatchRenorm1d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        _check_shape(input, self.num_features, {2: "", 3: ", L"})
+        check_shape(input, self.num_features, "", ", L")
 
 
 class BatchRenorm2d(_BatchRenorm):
@@ -322,7 +282,7 @@ class BatchRenorm2d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        _check_shape(input, self.num_features, {4: ", H, W"})
+        check_shape(input, self.num_features, ", H, W")
 
 
 class BatchRenorm3d(_BatchRenorm):
@@ -332,7 +292,7 @@ class BatchRenorm3d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        _check_shape(input, self.num_features, {5: ", D, H, W"})
+        check_shape(input, self.num_features, ", D, H, W")
 
 
 class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
@@ -349,6 +309,7 @@ class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
         initial: Initial = "unit",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
+        average_backward: int | None = None,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -357,11 +318,17 @@ class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
         if not bias:
             self.register_parameter("bias", None)
         # Again, now that there are parameters to become as large as.
-        self.set_options(limits=limits, initial=initial, moving=moving, mixing=mixing)
+        self.set_options(
+            limits=limits,
+            initial=initial,
+            moving=moving,
+            mixing=mixing,
+            average_backward=average_backward,
+        )
 
-    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, input: Tensor) -> None:
         """Give parameters and buffers the input's number of channels."""
-        logit: UninitializedParameter | nn.Parameter | None = self.mixing_logit
+        logit: Any = self.mixing_logit
         if isinstance(logit, nn.UninitializedParameter):
             logit.materialize((input.shape[1],))
         super().initialize_parameters(input)
@@ -383,15 +350,3 @@ class LazyBatchRenorm3d(_LazyBatchRenorm, BatchRenorm3d):
     """`BatchRenorm3d` that takes its number of channels from the first input."""
 
     cls_to_become = BatchRenorm3d
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, received {value!r}.")
-
-
-def _check_shape(input: Tensor, channels: int, positions: dict[int, str]) -> None:
-    if input.dim() not in positions or input.shape[1] != channels:
-        possible = " or ".join(f"(N, {channels}{rest})" for rest in positions.values())
-        msg = f"expected input of shape {possible}, received {tuple(input.shape)}."
-        raise ValueError(msg)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bioren.bridge import kept_terms
+from bioren.nn.averaging import BackwardAverages, normalize_with_averages
 from bioren.nn.moments import ChannelMoments, channel_moments, of_channels, statistics_dtype
 from bioren.nn.native import affine, native_moments, native_normalize, usable
 
@@ -26,6 +27,7 @@ def renormalize(
     *,
     mask: Tensor | None = None,
     mixing: float | Tensor = 1.0,
+    averages: BackwardAverages | None = None,
 ) -> Tensor:
     """Normalise by the minibatch, correct towards the running statistics and update these.
 
@@ -43,10 +45,20 @@ def renormalize(
         As in `channel_moments`.
     mixing
         Share of (r, d) that is applied, a number or a tensor that broadcasts to ``(C,)``.
+    averages
+        What the means in the gradient are averaged with.
+
+    Raises
+    ------
+    ValueError
+        There are both `averages` and a `mask`.
     """
-    if mask is None and (tracker is None or input.numel() == 0):  # nothing to learn from
-        return _batch_norm(input, weight, bias, eps)
-    if mask is None and tracker is not None and _is_batch_norm(input, tracker):
+    if averages is not None and mask is not None:
+        raise ValueError("average_backward does not go with a mask; leave one of them out.")
+    if input.numel() == 0 or (tracker is None and mask is None and averages is None):
+        return _batch_norm(input, weight, bias, eps)  # there is nothing to learn from
+    plain = mask is None and averages is None and not isinstance(mixing, Tensor)
+    if plain and tracker is not None and _is_batch_norm(input, tracker):
         mean, var = tracker.running_mean.clone(), tracker.running_var.clone()
         y = _batch_norm(input, weight, bias, eps, mean, var, float(tracker.momentum))
         tracker.assign(mean, var)
@@ -57,6 +69,9 @@ def renormalize(
         r, d = tracker.meet(moments)
         if isinstance(mixing, Tensor) or mixing != 1:
             r, d = kept_terms(r, d, strength=1 - mixing)
+    if averages is not None:
+        y = normalize_with_averages(input, moments, r, d, eps, averages)
+        return scaled(y, weight, bias)
     return normalize(input, moments, weight, bias, r, d, eps, mask=mask)
 
 
@@ -130,8 +145,14 @@ def normalize(
     if mask is None:
         return _batch_norm(input, scale, shift, eps)
     z = (input - of_channels(moments.mean, input)) / of_channels((moments.var + eps).sqrt(), input)
+    return scaled(z, scale, shift).to(input.dtype)
+
+
+def scaled(input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Return ``input * scale + shift``, both one per channel; None stands for ones and zeros."""
+    dtype = input.dtype
     if scale is not None:
-        z = z * of_channels(scale, input)
+        input = input * of_channels(scale, input)
     if shift is not None:
-        z = z + of_channels(shift, input)
-    return z.to(input.dtype)
+        input = input + of_channels(shift, input)
+    return input.to(dtype)

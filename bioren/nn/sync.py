@@ -65,6 +65,17 @@ class SyncBatchRenorm(_BatchRenorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.process_group = process_group
 
+    def set_options(self, **options: Any) -> None:
+        """Set what batch normalisation does not have."""
+        super().set_options(**options)
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Raise if there is an option that ranks cannot share."""
+        if self.backward_averages is not None:
+            msg = "average_backward is not offered over ranks; leave it out."
+            raise ValueError(msg)
+
     def _normalize(
         self,
         input: Tensor,
@@ -97,8 +108,8 @@ class SyncBatchRenorm(_BatchRenorm):
             and dist.get_world_size(self.process_group) > 1
         )
 
-    def _counts(self, input: Tensor) -> bool:
-        return self._several_ranks() or super()._counts(input)
+    def _is_minibatch(self, input: Tensor) -> bool:
+        return self._several_ranks() or super()._is_minibatch(input)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2 or input.shape[1] != self.num_features:

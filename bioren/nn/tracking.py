@@ -79,26 +79,40 @@ class Tracker:
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return the limited (r, d) of `batch`, then let it into the running statistics."""
-        with torch.no_grad():
-            return self._meet(batch.detach())
+        return self._once(batch, self._terms)
 
-    def _meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        if self.recollection is not None:
-            known = self.recollection.recall(batch.mean)
-            if known is not None:
-                return known
+    def population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance that `batch` meets, then let it in."""
+        return self._once(batch, self._before_copied)
+
+    def _once(
+        self,
+        batch: ChannelMoments,
+        wanted: Callable[[ChannelMoments], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is wanted of `batch`, or what it was if the pass is run again."""
+        with torch.no_grad():
+            batch = batch.detach()
+            if self.recollection is not None:
+                known = self.recollection.recall(batch.mean)
+                if known is not None:
+                    return known
+            found = wanted(batch)
+            if self.recollection is not None:
+                self.recollection.remember(batch.mean, found)
+            self._let_in(batch)
+            return found
+
+    def _terms(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         mean, var = self._before(batch)
         r, d = renorm_terms(batch.mean, self._std(batch.var), mean, self._std(var))
         r_kept, d_kept = clip_terms(r, d, self.r_max, self.d_max)
         if self.observe is not None:
             self.observe(r, d, r_kept, d_kept)
-        if self.recollection is not None:
-            self.recollection.remember(batch.mean, r_kept, d_kept)
-        self._let_in(batch, mean, var)
         return r_kept, d_kept
 
     def _before(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        """Return the running statistics that the minibatch meets."""
+        """Return the running statistics that the minibatch meets, not to be changed in place."""
         mean, var = self.running_mean.to(batch.mean.dtype), self.running_var.to(batch.var.dtype)
         if self.first is False:
             return mean, var
@@ -107,7 +121,12 @@ class Tracker:
         first = torch.as_tensor(self.first, device=own.device)
         return torch.where(first, batch.mean, mean), torch.where(first & known, own, var)
 
-    def _let_in(self, batch: ChannelMoments, mean: Tensor, var: Tensor) -> None:
+    def _before_copied(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        mean, var = self._before(batch)
+        return mean.clone(), var.clone()
+
+    def _let_in(self, batch: ChannelMoments) -> None:
+        mean, var = self._before(batch)
         new_mean = torch.lerp(mean, batch.mean, self._momentum(mean))
         new_var = self._new_var(batch, var)
         self.assign(new_mean, new_var)

@@ -1,0 +1,160 @@
+"""What all renormalising layers share: options beside those of torch's layers, and their state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bioren.nn.limits import Bound, readable
+from bioren.nn.mixing import Mixing, as_mixing, share_at
+from bioren.nn.recomputation import Recollection, may_run_again
+from bioren.nn.tracking import Moving, Observer, Tracker
+
+__all__ = ["Initial", "RenormBase", "check_choice", "check_shape"]
+
+Initial = Literal["unit", "first_batch", "debiased"]
+
+
+# Not a _BatchNorm: SyncBatchNorm.convert_sync_batchnorm would quietly turn it into plain
+# batch normalisation.
+class RenormBase(_NormBase):
+    """A layer with running statistics and a bridge to them.
+
+    torch's base class has the parameters and buffers; their names in a state dict are torch's.
+    """
+
+    initial: Initial
+    moving: Moving
+    mixing: Mixing
+    mixing_logit: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        if not bias:
+            self.register_parameter("bias", None)
+        self.set_options(**options)
+
+    def set_options(
+        self, *, initial: Initial = "unit", moving: Moving = "var", mixing: Mixing = 1.0
+    ) -> None:
+        """Set what torch's layers do not have."""
+        check_choice("initial", initial, ("unit", "first_batch", "debiased"))
+        check_choice("moving", moving, ("var", "std"))
+        self.initial = initial
+        self.moving = moving
+        self.mixing = as_mixing(mixing)
+        self.register_parameter(
+            "mixing_logit", self._new_logit() if self.mixing == "learned" else None
+        )
+        self._recollection = Recollection()
+        self._observer: Observer | None = None
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have `observer` told of r and d at each training step; None ends that."""
+        self._observer = observer
+
+    def reset_parameters(self) -> None:
+        """Forget all minibatches, set weights to 1, biases to 0, learned mixing to one half."""
+        self.reset_running_stats()
+        # torch's constructor comes here before the mixing is there.
+        for name, start in (("weight", 1.0), ("bias", 0.0), ("mixing_logit", 0.0)):
+            parameter = getattr(self, name, None)
+            if parameter is not None:
+                nn.init.constant_(parameter, start)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        options = {"initial": self.initial, "moving": self.moving, "mixing": self.mixing}
+        return ", ".join([text, *(f"{name}={value!r}" for name, value in options.items())])
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether this pass learns; statistics switched off later serve in evaluation only."""
+        return self.training and self.track_running_stats and self.running_mean is not None
+
+    def _share(self) -> float | Tensor:
+        return share_at(self.mixing, self.mixing_logit, self.num_batches_tracked)
+
+    def _tracker(self, r_max: Bound, d_max: Bound, *, counts: bool) -> Tracker:
+        """Return what bridges the next minibatch to the running statistics.
+
+        Parameters
+        ----------
+        r_max, d_max
+            Limits on the bridge.
+        counts
+            Whether there is anything in the minibatch, so that it counts as a step.
+        """
+        step = cast("Tensor", self.num_batches_tracked)
+        before = readable(step)
+        momentum: float | Tensor
+        if self.momentum is None:
+            momentum = 1 / (before + 1)
+        elif self.initial == "debiased":
+            # The weights of all minibatches, the first included, then sum to one, as in Adam.
+            momentum = self.momentum / (1 - (1 - self.momentum) ** (before + 1))
+        else:
+            momentum = self.momentum
+        first = False if self.initial == "unit" else before == 0
+        if counts and not self._recollection.running_again:
+            step.add_(1)
+        return Tracker(
+            cast("Tensor", self.running_mean),
+            cast("Tensor", self.running_var),
+            momentum,
+            self.eps,
+            r_max,
+            d_max,
+            self.moving,
+            first,
+            self._recollection if may_run_again() else None,
+            self._observer,
+        )
+
+    def _new_logit(self) -> nn.Parameter:
+        like: Any = self.weight if self.running_mean is None else self.running_mean
+        if isinstance(like, nn.UninitializedParameter | nn.UninitializedBuffer):
+            of: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+            return cast("nn.Parameter", nn.UninitializedParameter(**of))
+        return nn.Parameter(
+            torch.zeros(self.num_features) if like is None else torch.zeros_like(like.detach())
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        raise NotImplementedError
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, received {value!r}.")
+
+
+def check_shape(input: Tensor, channels: int, *positions: str) -> None:
+    """Raise unless `input` is ``(N, channels)`` with one of these lists of `positions`.
+
+    Each list is what follows in the message, such as ``", H, W"``.
+    """
+    dimensions = {2 + rest.count(","): rest for rest in positions}
+    if input.dim() not in dimensions or input.shape[1] != channels:
+        possible = " or ".join(f"(N, {channels}{rest})" for rest in positions)
+        msg = f"expected input of shape {possible}, received {tuple(input.shape)}."
+        raise ValueError(msg)

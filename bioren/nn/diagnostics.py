@@ -1,0 +1,122 @@
+"""How far the minibatches of each layer were from its running statistics."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from bioren.nn.renorm import _BatchRenorm
+
+__all__ = ["LayerDiagnostics", "Monitor"]
+
+
+class LayerDiagnostics(NamedTuple):
+    """Means over channels and training steps of one layer."""
+
+    layer: str
+    """The layer's name in the network."""
+    steps: int
+    """Training steps seen."""
+    clipped: float
+    """Share of channels of which r or d lay outside the limits, in [0, 1]."""
+    mean_abs_log_r: float
+    """Mean of ``|log r|``, before the limits; 0 where deviations are as in the population."""
+    mean_abs_d: float
+    """Mean of ``|d|``, before the limits, in deviations of the population."""
+
+
+class Monitor:
+    """Watches the Batch Renormalization layers of a network while it is trained.
+
+    Outside of the ``with`` block the layers pay nothing.  Inside, sums stay on the device; they
+    are read in `layers`, and only there a GPU is waited for.  Layers compiled by `torch.compile`
+    are not seen.
+
+    Parameters
+    ----------
+    module
+        Any network, or a single layer.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer in `module`.
+
+    Examples
+    --------
+    >>> from bioren.nn import BatchRenorm1d
+    >>> model = nn.Sequential(nn.Linear(4, 3), BatchRenorm1d(3, limits=(1.5, 0.5)))
+    >>> with Monitor(model) as monitor:
+    ...     y = model(torch.randn(8, 4))
+    >>> [seen.layer for seen in monitor.layers()]
+    ['1']
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._watched = {
+            name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchRenorm)
+        }
+        if not self._watched:
+            raise ValueError(
+                "the network has no renormalising layer; convert_batchnorm makes some."
+            )
+        self._sums: dict[str, _Sums] = {}
+
+    def __enter__(self) -> Self:
+        for name, layer in self._watched.items():
+            layer.observe(self._sums.setdefault(name, _Sums()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for layer in self._watched.values():
+            layer.observe(None)
+
+    def layers(self) -> list[LayerDiagnostics]:
+        """Return what was seen, layer by layer; layers that were not trained are left out."""
+        return [
+            LayerDiagnostics(name, sums.steps, *(sums.total / sums.steps).tolist())
+            for name, sums in self._sums.items()
+            if sums.total is not None
+        ]
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        for sums in self._sums.values():
+            sums.steps, sums.total = 0, None
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("layer", "steps", "clipped", "|log r|", "|d|")]
+        rows += [
+            (seen.layer, str(seen.steps), f"{seen.clipped:.1%}", *(f"{x:.3f}" for x in seen[3:]))
+            for seen in self.layers()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if at == 0 else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
+
+
+class _Sums:
+    """Adds up one layer's figures."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.total: Tensor | None = None
+
+    def __call__(self, r: Tensor, d: Tensor, r_kept: Tensor, d_kept: Tensor) -> None:
+        clipped = ((r != r_kept) | (d != d_kept)).to(r.dtype).mean()
+        figures = torch.stack([clipped, r.log().abs().mean(), d.abs().mean()])
+        self.steps += 1
+        self.total = figures if self.total is None else self.total + figures

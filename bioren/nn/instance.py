@@ -1,0 +1,186 @@
+"""Instance normalisation bridged to the statistics of the minibatch or of the population."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from bioren.nn.base import Initial, RenormBase, check_choice, check_shape
+from bioren.nn.functional import in_dtype
+from bioren.nn.instances import Target, renormalize_instances
+from bioren.nn.mixing import Mixing
+from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.tracking import Moving
+
+__all__ = ["InstanceRenorm1d", "InstanceRenorm2d", "InstanceRenorm3d"]
+
+
+class _InstanceRenorm(RenormBase):
+    """Instance Renorm for any shape; subclasses check the number of dimensions."""
+
+    target: Literal["population", "batch"]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        mixing: Mixing = 0.5,
+        target: Literal["population", "batch"] = "population",
+        initial: Initial = "debiased",
+        moving: Moving = "var",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_choice("target", target, ("population", "batch"))
+        if target == "population" and not track_running_stats:
+            msg = 'target="population" needs running statistics; use target="batch" without them.'
+            raise ValueError(msg)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            initial=initial,
+            moving=moving,
+            mixing=mixing,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.target = target
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` normalised, of its shape and dtype.
+
+        Raises
+        ------
+        ValueError
+            `input` has another shape.
+        """
+        self._check_input_dim(input)
+        dtype = statistics_dtype(input)
+        share = self._share()  # at the step before this one is counted
+        target, gradient = self._target(input)
+        return renormalize_instances(
+            input,
+            in_dtype(self.weight, dtype),
+            in_dtype(self.bias, dtype),
+            self.eps,
+            target,
+            share,
+            gradient=gradient,
+        )
+
+    def _target(self, input: Tensor) -> tuple[Target, bool]:
+        """Return the other end of the bridge, and whether a gradient goes through it."""
+        if not self._tracks:
+            if self.training or self.running_mean is None:
+                return _of_batch, True
+            return self._of_population, False
+        tracker = self._tracker(1.0, 0.0, counts=input.numel() > 0)
+        if self.target == "population":
+            return tracker.population, False
+
+        def tracked(batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+            tracker.population(batch)
+            return _of_batch(batch)
+
+        return tracked, True
+
+    def _of_population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        mean, var = cast("Tensor", self.running_mean), cast("Tensor", self.running_var)
+        return mean.to(batch.mean.dtype), var.to(batch.var.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        return f"{super().extra_repr()}, target={self.target!r}"
+
+
+def _of_batch(batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+    return batch.mean, batch.var
+
+
+class InstanceRenorm1d(_InstanceRenorm):
+    """Instance normalisation of ``(N, C, L)``, bridged to the minibatch or the population.
+
+    Each channel of each instance is normalised by its own mean and deviation over the positions.
+    The bridge leads from there to the statistics that all instances share, and a share m of it is
+    kept: ``r**m * z + m * d``.  With a mixing of 0 this is instance normalisation, which forgets
+    how an instance differs from the others (its contrast, its style), with 1 it is batch
+    normalisation, which keeps all of that; between them lies a part of it.
+
+    The output for an instance never depends on the others if the target is the population, in
+    evaluation whatever the target.
+
+    Parameters
+    ----------
+    num_features
+        Number of channels C.
+    eps
+        Added to every variance.
+    momentum
+        Share of a minibatch in the running statistics; None for the mean of all minibatches.
+    affine
+        Whether to learn a weight and a bias per channel.
+    track_running_stats
+        If False the target is the minibatch, in evaluation too.
+    mixing
+        Share of the bridge that is kept: a number in [0, 1], a schedule such as `LinearMixing`,
+        or "learned", one per channel.
+    target
+        In training: "population", the running statistics, with r and d free of gradient as in
+        Batch Renormalization; or "batch", the minibatch, with their gradient, so that the two
+        ends are torch's own layers.  In evaluation always the running statistics.
+    initial, moving, bias
+        As in `BatchRenorm1d`; the running statistics begin with the first minibatch.
+    device, dtype
+        Of parameters and buffers.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range; on forward, `input` has another shape.
+
+    References
+    ----------
+    Nam & Kim (2018), *Batch-instance normalization*, arXiv:1805.07925, mixes the two normalised
+    values; here the bridge between them is followed part of the way.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = InstanceRenorm1d(3, mixing=0.3)
+    >>> layer(torch.randn(4, 3, 16)).shape
+    torch.Size([4, 3, 16])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_shape(input, self.num_features, ", L")
+
+
+class InstanceRenorm2d(_InstanceRenorm):
+    """Instance normalisation of ``(N, C, H, W)``, bridged to the minibatch or the population.
+
+    All else is as in `InstanceRenorm1d`.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_shape(input, self.num_features, ", H, W")
+
+
+class InstanceRenorm3d(_InstanceRenorm):
+    """Instance normalisation of ``(N, C, D, H, W)``, bridged to the minibatch or the population.
+
+    All else is as in `InstanceRenorm1d`.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_shape(input, self.num_features, ", D, H, W")
