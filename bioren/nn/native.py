@@ -17,34 +17,33 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.moments import ChannelMoments
 
 __all__ = ["native_moments", "native_normalize", "usable"]
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels take these: plain tensors on a CPU or an NVIDIA or AMD GPU."""
+def usable(input: Tensor) -> bool:
+    """Return whether the kernels take this: a plain tensor on a CPU or an NVIDIA or AMD GPU."""
     return (
-        not torch.compiler.is_compiling()
+        (input.is_cpu or input.is_cuda)
+        and type(input) in _PLAIN
+        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and all(
-            t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type in _DEVICES)
-            for t in tensors
-        )
     )
 
 
-_DEVICES = ("cpu", "cuda")
+_PLAIN = (Tensor, torch.nn.Parameter)
+_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 def native_moments(input: Tensor) -> ChannelMoments:
     """Return the moments of each channel, without gradient; `input` must not be empty."""
     channels = input.shape[1]
     scratch = None
-    if input.dtype != statistics_dtype(input):
+    if input.dtype in (torch.float16, torch.bfloat16):
         # The kernel's statistics have the precision of the running ones it is given.
-        scratch = input.new_zeros(channels, dtype=statistics_dtype(input))
+        scratch = input.new_zeros(channels, dtype=torch.float32)
     mean, var = torch.batch_norm_update_stats(input.detach(), scratch, scratch, 0.0)
     return ChannelMoments(mean, var, input.numel() // channels)
 
@@ -81,17 +80,19 @@ class _Normalize(torch.autograd.Function):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.eps = eps
-        ctx.save_for_backward(input, weight, r, d, mean, var)
         scale, shift = affine(weight, bias, r, d)
-        return torch.batch_norm(input, scale, shift, mean, var, False, 0.0, eps, False)
+        ctx.eps = eps
+        ctx.save_for_backward(input, weight, r, d, mean, var, scale)
+        y, _, _ = torch.native_batch_norm(input, scale, shift, mean, var, False, 0.0, eps)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, r, d, mean, var = ctx.saved_tensors
+        input, weight, r, d, mean, var, scale = ctx.saved_tensors
         wants_input, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        scale, _ = affine(weight, None, r, d)
-        dx, dscale, dshift = torch.ops.aten.native_batch_norm_backward(
+        if torch.is_grad_enabled():  # a second derivative has to find the way to the weight
+            scale, _ = affine(weight, None, r, d)
+        dx, dscale, dshift = _backward(
             dy,
             input,
             scale,
@@ -121,6 +122,6 @@ def affine(
     """Return scale and shift such that ``z * scale + shift = (z * r + d) * weight + bias``."""
     if r is None or d is None:
         return weight, bias
-    if weight is not None:
-        r, d = r * weight, d * weight
-    return r, d if bias is None else d + bias
+    if weight is None:
+        return r, d if bias is None else d + bias
+    return r * weight, d * weight if bias is None else torch.addcmul(bias, d, weight)

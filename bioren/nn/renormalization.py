@@ -55,15 +55,16 @@ def renormalize(
     """
     if averages is not None and mask is not None:
         raise ValueError("average_backward does not go with a mask; leave one of them out.")
-    if input.numel() == 0 or (tracker is None and mask is None and averages is None):
+    unusual = mask is not None or averages is not None or isinstance(mixing, Tensor)
+    if input.numel() == 0 or (tracker is None and not unusual):
         return _batch_norm(input, weight, bias, eps)  # there is nothing to learn from
-    plain = mask is None and averages is None and not isinstance(mixing, Tensor)
-    if plain and tracker is not None and _is_batch_norm(input, tracker):
+    native = mask is None and usable(input)
+    if native and not unusual and tracker is not None and _is_batch_norm(input, tracker):
         mean, var = tracker.running_mean.clone(), tracker.running_var.clone()
         y = _batch_norm(input, weight, bias, eps, mean, var, float(tracker.momentum))
         tracker.assign(mean, var)
         return y
-    moments = moments_of(input, mask)
+    moments = native_moments(input) if native else moments_of(input, mask)
     r = d = None
     if tracker is not None:
         r, d = tracker.meet(moments)
@@ -72,14 +73,18 @@ def renormalize(
     if averages is not None:
         y = normalize_with_averages(input, moments, r, d, eps, averages)
         return scaled(y, weight, bias)
+    if native and not unusual:
+        return native_normalize(input, moments, weight, bias, r, d, eps)
     return normalize(input, moments, weight, bias, r, d, eps, mask=mask)
 
 
 def _is_batch_norm(input: Tensor, tracker: Tracker) -> bool:
     """Return whether torch's own training step, statistics and all, does what is asked for."""
-    several = input.numel() > input.shape[1]  # it would take a single value's variance for NaN
-    same_dtype = tracker.running_var.dtype == statistics_dtype(input)
-    return tracker.keeps_nothing and several and same_dtype and usable(input)
+    return (
+        tracker.keeps_nothing
+        and input.numel() > input.shape[1]  # it would take a single value's variance for NaN
+        and tracker.running_var.dtype == statistics_dtype(input)
+    )
 
 
 def _batch_norm(
@@ -139,7 +144,7 @@ def normalize(
         The one that `moments` were taken with.
     """
     constant = r is None or d is None or not (r.requires_grad or d.requires_grad)
-    if mask is None and constant and input.numel() > 0 and usable(input, weight, bias, r, d):
+    if mask is None and constant and input.numel() > 0 and usable(input):
         return native_normalize(input, moments, weight, bias, r, d, eps)
     scale, shift = affine(weight, bias, r, d)
     if mask is None:

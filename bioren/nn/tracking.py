@@ -2,6 +2,8 @@
 
 Everything here is arithmetic on one number per channel, the same for every layer and every way
 of computing the moments: in one process or over all ranks, of all values or the masked ones.
+It is written with plain operators: on a CPU it runs on NumPy arrays, whose operations start
+several times faster than torch's, which is what counts with few numbers.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +24,15 @@ from bioren.nn.recomputation import Recollection
 
 __all__ = ["Moving", "Observer", "Tracker"]
 
+Array = Any  # numpy.ndarray or torch.Tensor, never mixed
+Wanted = Callable[[ChannelMoments, Array, Array], tuple[Array, Array]]
+"""What is asked of a minibatch that meets a running mean and variance."""
 Moving = Literal["var", "std"]
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Called with r, d as they are and r, d within the limits, each one per channel."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made at every step, and that would take longer
 class Tracker:
     """Bridges minibatches to running statistics, which it keeps up to date.
 
@@ -66,11 +72,11 @@ class Tracker:
     def keeps_nothing(self) -> bool:
         """Whether this is plain batch normalisation and nobody asks for r and d."""
         return (
-            isinstance(self.r_max, float | int)
+            not isinstance(self.r_max, Tensor)
+            and not isinstance(self.d_max, Tensor)
+            and not isinstance(self.momentum, Tensor)
             and self.r_max == 1
-            and isinstance(self.d_max, float | int)
             and self.d_max == 0
-            and isinstance(self.momentum, float | int)
             and self.moving == "var"
             and self.first is False
             and self.recollection is None
@@ -83,85 +89,100 @@ class Tracker:
 
     def population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance that `batch` meets, then let it in."""
-        return self._once(batch, self._before_copied)
+        return self._once(batch, lambda batch, mean, var: (mean + 0, var + 0))  # copies
 
-    def _once(
-        self,
-        batch: ChannelMoments,
-        wanted: Callable[[ChannelMoments], tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
-        """Return what is wanted of `batch`, or what it was if the pass is run again."""
-        with torch.no_grad():
-            batch = batch.detach()
-            if self.recollection is not None:
-                known = self.recollection.recall(batch.mean)
-                if known is not None:
-                    return known
-            found = wanted(batch)
-            if self.recollection is not None:
-                self.recollection.remember(batch.mean, found)
-            self._let_in(batch)
-            return found
-
-    def _terms(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        mean, var = self._before(batch)
-        r, d = renorm_terms(batch.mean, self._std(batch.var), mean, self._std(var))
-        r_kept, d_kept = clip_terms(r, d, self.r_max, self.d_max)
-        if self.observe is not None:
-            self.observe(r, d, r_kept, d_kept)
-        return r_kept, d_kept
-
-    def _before(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        """Return the running statistics that the minibatch meets, not to be changed in place."""
-        mean, var = self.running_mean.to(batch.mean.dtype), self.running_var.to(batch.var.dtype)
-        if self.first is False:
-            return mean, var
-        own = batch.unbiased()
-        known = torch.as_tensor(batch.number, device=own.device) > 1  # one value has no variance
-        first = torch.as_tensor(self.first, device=own.device)
-        return torch.where(first, batch.mean, mean), torch.where(first & known, own, var)
-
-    def _before_copied(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        mean, var = self._before(batch)
-        return mean.clone(), var.clone()
-
-    def _let_in(self, batch: ChannelMoments) -> None:
-        mean, var = self._before(batch)
-        new_mean = torch.lerp(mean, batch.mean, self._momentum(mean))
-        new_var = self._new_var(batch, var)
-        self.assign(new_mean, new_var)
-
-    def assign(self, new_mean: Tensor, new_var: Tensor) -> None:
+    def assign(self, mean: Tensor, var: Tensor) -> None:
         """Take over new running statistics, or none of them if a value is not finite."""
-        total = (new_mean + new_var).sum()
-        if total.device.type == "cpu" and type(total) is Tensor and not _traced():
-            if math.isfinite(total.item()):
-                self.running_mean.copy_(new_mean)
-                self.running_var.copy_(new_var)
+        total = (mean + var).sum()
+        if _is_readable(total):
+            if math.isfinite(total):
+                self.running_mean.copy_(mean)
+                self.running_var.copy_(var)
             return
         # Without looking at a value, for which a GPU would have to be waited for.
         finite = total.isfinite()
-        for running, new in ((self.running_mean, new_mean), (self.running_var, new_var)):
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
             running.copy_(torch.where(finite, new.to(running.dtype), running))
 
-    def _new_var(self, batch: ChannelMoments, var: Tensor) -> Tensor:
+    def _once(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        """Return what is wanted of `batch`, or what it was if this pass is run again."""
+        if self.recollection is not None:
+            known = self.recollection.recall(batch.mean)
+            if known is not None:
+                return known
+        step = self._step_in_numpy if self._is_readable(batch) else self._step_in_torch
+        found = step(batch, wanted)
+        if self.recollection is not None:
+            self.recollection.remember(batch.mean.detach(), found)
+        return found
+
+    def _is_readable(self, batch: ChannelMoments) -> bool:
+        kinds = map(type, (self.r_max, self.d_max, self.momentum, self.first, batch.number))
+        return (
+            _is_readable(batch.mean)
+            and not batch.mean.requires_grad
+            and self.running_mean.is_cpu
+            and self.running_mean.dtype == batch.mean.dtype
+            and Tensor not in kinds
+        )
+
+    def _step_in_numpy(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        arrays: Any = ChannelMoments(batch.mean.numpy(), batch.var.numpy(), batch.number)  # type: ignore[arg-type]
+        running_mean, running_var = self.running_mean.numpy(), self.running_var.numpy()
+        with np.errstate(all="ignore"):
+            mean, var = self._before(arrays, running_mean, running_var)
+            first, second = wanted(arrays, mean, var)
+            mean, var = self._after(arrays, mean, var)
+            if math.isfinite(np.add.reduce(mean + var)):  # of which any that is not finite is part
+                running_mean[...], running_var[...] = mean, var
+        return torch.from_numpy(first), torch.from_numpy(second)
+
+    def _step_in_torch(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            batch = batch.detach()
+            mean, var = self._before(batch, self.running_mean, self.running_var)
+            found = wanted(batch, mean, var)
+            self.assign(*self._after(batch, mean, var))
+            return found
+
+    def _before(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
+        """Return the statistics that the minibatch meets: if it is the first, its own."""
+        if self.first is False:
+            return mean, var
+        own = batch.unbiased()
+        if self.first is True and isinstance(batch.number, int):
+            return batch.mean, own if batch.number > 1 else var  # one value has no variance
+        first = torch.as_tensor(self.first, device=own.device)
+        several = torch.as_tensor(batch.number, device=own.device) > 1
+        return torch.where(first, batch.mean, mean), torch.where(first & several, own, var)
+
+    def _terms(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
+        std_b, std = (batch.var + self.eps) ** 0.5, (var + self.eps) ** 0.5
+        r, d = renorm_terms(batch.mean, std_b, mean, std)
+        r_kept, d_kept = clip_terms(r, d, self.r_max, self.d_max)
+        if self.observe is not None:
+            self.observe(*(torch.as_tensor(x) for x in (r, d, r_kept, d_kept)))
+        return r_kept, d_kept
+
+    def _after(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
+        """Return the statistics after the minibatch, as new arrays."""
+        new_mean = mean + self.momentum * (batch.mean - mean)
         if self.moving == "std":
             # As in the paper, algorithm 1: the deviation of the minibatch with its biased variance.
-            std = torch.lerp(self._std(var), self._std(batch.var), self._momentum(var))
-            new = (std.square() - self.eps).clamp(min=0)
+            std, own = (var + self.eps) ** 0.5, (batch.var + self.eps) ** 0.5
+            new_var = ((std + self.momentum * (own - std)) ** 2 - self.eps).clip(0)
         else:
-            new = torch.lerp(var, batch.unbiased(), self._momentum(var))
-        if isinstance(batch.number, int):
-            return new if batch.number > 1 else var
-        return torch.where(batch.number > 1, new, var)
-
-    def _std(self, var: Tensor) -> Tensor:
-        return (var + self.eps).sqrt()
-
-    def _momentum(self, like: Tensor) -> float | Tensor:
-        momentum = self.momentum
-        return momentum.to(like.dtype) if isinstance(momentum, Tensor) else momentum
+            new_var = var + self.momentum * (batch.unbiased() - var)
+        if isinstance(batch.number, Tensor):
+            return new_mean, torch.where(batch.number > 1, new_var, var)
+        return new_mean, new_var if batch.number > 1 else var
 
 
-def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def _is_readable(tensor: Tensor) -> bool:
+    """Return whether the values can be read at once, by NumPy too."""
+    return (
+        tensor.is_cpu
+        and type(tensor) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
