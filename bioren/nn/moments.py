@@ -55,7 +55,7 @@ def channel_moments(input: Tensor, mask: Tensor | None = None) -> ChannelMoments
     x = input.to(statistics_dtype(input))
     over = [0, *range(2, x.dim())]
     if x.numel() == 0:
-        nothing = x.new_zeros(x.shape[1])
+        nothing = x.sum(over)  # zeros, with a gradient: other ranks wait for it
         return ChannelMoments(nothing, nothing, 0)
     if mask is None:
         var, mean = torch.var_mean(x, over, correction=0)

@@ -54,6 +54,7 @@ class Recollection:
         """Keep the pair of a pass whose minibatch has this mean."""
         self._passes.append(_Pass(mean, pair))
 
+    @torch.no_grad()
     def recall(self, mean: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the pair of the pass with this mean if one is being run again, else None.
 

@@ -30,9 +30,10 @@ class SyncBatchRenorm(_BatchRenorm):
     There is no second derivative.
 
     `DistributedDataParallel` copies the buffers of rank 0 to all others at each forward pass
-    unless told otherwise.  Here they are equal anyway.  With a layer that is not synchronised,
-    rank 0's running statistics then lead all ranks, in training too: its minibatches alone decide
-    what the others are renormalised to.  ``broadcast_buffers=False`` leaves each rank its own.
+    unless told otherwise.  Here they are equal anyway.  With layers that are not synchronised,
+    rank 0's running statistics then lead all ranks, in training too, and what the others saw is
+    lost.  ``broadcast_buffers=False`` (from torch 2.13 on ``forward_sync_buffers=False``) leaves
+    each rank its own.
 
     Parameters
     ----------
