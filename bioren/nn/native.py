@@ -61,6 +61,8 @@ def native_normalize(
 
     The gradient is that of batch normalisation: through the moments, but not through r and d.
     """
+    if moments.var.requires_grad:  # the gradient below goes through them as it is
+        moments = moments.detach()
     y: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
         input, weight, bias, r, d, moments.mean, moments.var, eps
     )

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from bioren.nn import PAPER, BatchRenorm1d, ConstantLimits, LinearLimits
+from bioren.nn import PAPER, BatchRenorm1d, ConstantLimits, LinearLimits, StepLimits
 from bioren.nn.limits import as_schedule
 
 
@@ -86,3 +86,17 @@ def test_limits_of_another_kind(limits):
 def test_ramps_out_of_range(arguments):
     with pytest.raises(ValueError, match="received"):
         LinearLimits(*arguments)
+
+
+def test_jumps_hold_from_their_step_on():
+    jumps = StepLimits(((2, 1.5, 1.0), (5, 3.0, math.inf)))
+    found = [at(jumps, step) for step in (0, 1, 2, 4, 5, 10**9)]
+    assert found == [(1, 0), (1, 0), (1.5, 1), (1.5, 1), (3, math.inf), (3, math.inf)]
+
+
+@pytest.mark.parametrize(
+    "jumps", [(), ((3, 2.0, 1.0), (3, 3.0, 5.0)), ((-1, 2.0, 1.0),), ((0, 0.5, 1.0),)]
+)
+def test_jumps_out_of_range(jumps):
+    with pytest.raises(ValueError, match="received"):
+        StepLimits(jumps)
