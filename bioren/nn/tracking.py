@@ -8,6 +8,7 @@ several times faster than torch's, which is what counts with few numbers.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Tracker:
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return the limited (r, d) of `batch`, then let it into the running statistics."""
+        if self._fits_one_kernel(batch):
+            return self._step_in_one_kernel(batch)
         return self._once(batch, self._terms)
 
     def population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
@@ -137,6 +140,36 @@ class Tracker:
                 running_mean[...], running_var[...] = mean, var
         return torch.from_numpy(first), torch.from_numpy(second)
 
+    def _fits_one_kernel(self, batch: ChannelMoments) -> bool:
+        return (
+            batch.mean.is_cuda
+            and _HAS_TRITON
+            and not _is_traced()
+            and isinstance(batch.number, int)
+            and batch.mean.dtype == self.running_mean.dtype == torch.float32
+            and self.running_mean.is_contiguous()
+            and len(batch.mean) <= MOST_CHANNELS
+            and self.moving == "var"
+            and self.first is False
+            and self.recollection is None
+            and self.observe is None
+        )
+
+    def _step_in_one_kernel(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        from bioren.nn.fused import fused_step
+
+        return fused_step(
+            batch.mean.detach(),
+            batch.var.detach(),
+            batch.number,  # type: ignore[arg-type]  # it is a number, see above
+            self.running_mean,
+            self.running_var,
+            self.momentum,
+            self.eps,
+            self.r_max,
+            self.d_max,
+        )
+
     def _step_in_torch(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             batch = batch.detach()
@@ -178,11 +211,15 @@ class Tracker:
         return new_mean, new_var if batch.number > 1 else var
 
 
+MOST_CHANNELS = 8192
+"""All channels are in the registers of one block; beyond this number they do not fit."""
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 def _is_readable(tensor: Tensor) -> bool:
     """Return whether the values can be read at once, by NumPy too."""
-    return (
-        tensor.is_cpu
-        and type(tensor) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return tensor.is_cpu and type(tensor) is Tensor and not _is_traced()
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

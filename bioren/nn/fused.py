@@ -1,0 +1,125 @@
+"""The arithmetic per channel as one kernel, for layers so small that a GPU waits for launches.
+
+The two dozen operations of `bioren.nn.tracking` are one launch each; with few channels the GPU is
+done with one before the next arrives.  Here they are a single Triton kernel, that of the usual
+case: average of variances, statistics of single precision.  Formula and results are the same.
+
+This module needs Triton, which comes with torch for GPUs; it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bioren.nn.limits import Bound
+
+__all__ = ["fused_step"]
+
+
+def fused_step(
+    mean_b: Tensor,
+    var_b: Tensor,
+    number: int,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float | Tensor,
+    eps: float,
+    r_max: Bound,
+    d_max: Bound,
+) -> tuple[Tensor, Tensor]:
+    """Return the limited (r, d) and let the minibatch into the running statistics, in place.
+
+    Parameters
+    ----------
+    mean_b, var_b
+        Moments of the minibatch, shape ``(channels,)``, float32, contiguous.
+    number
+        Values per channel.
+    running_mean, running_var
+        Shape ``(channels,)``, float32, contiguous.  Left alone if one of them would not be finite.
+    momentum, r_max, d_max
+        Numbers, or 0-d tensors on the same device, which nobody waits for.
+    eps
+        Added to every variance.
+    """
+    channels = len(mean_b)
+    r, d = torch.empty_like(mean_b), torch.empty_like(mean_b)
+    scalars = [_float32(value) for value in (r_max, d_max, momentum)]
+    _kernel[(1,)](
+        mean_b,
+        var_b,
+        running_mean,
+        running_var,
+        r,
+        d,
+        *scalars,
+        eps,
+        number / (number - 1) if number > 1 else 0.0,
+        channels,
+        BLOCK=triton.next_power_of_2(channels),
+        LOADED=tuple(isinstance(value, Tensor) for value in scalars),
+        num_warps=4 if channels <= 1024 else 8,
+    )
+    return r, d
+
+
+def _float32(value: float | Tensor) -> float | Tensor:
+    return value.to(torch.float32) if isinstance(value, Tensor) else float(value)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scalar(value, loaded: tl.constexpr):  # type: ignore[no-untyped-def]
+    if loaded:
+        return tl.load(value)
+    else:
+        return value
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]
+    mean_b_at,
+    var_b_at,
+    mean_at,
+    var_at,
+    r_at,
+    d_at,
+    r_max_given,
+    d_max_given,
+    momentum_given,
+    eps,
+    bessel,
+    channels,
+    BLOCK: tl.constexpr,
+    LOADED: tl.constexpr,
+):
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    mean_b = tl.load(mean_b_at + at, mask=inside, other=0.0)
+    var_b = tl.load(var_b_at + at, mask=inside, other=1.0)
+    mean = tl.load(mean_at + at, mask=inside, other=0.0)
+    var = tl.load(var_at + at, mask=inside, other=1.0)
+    r_max = _scalar(r_max_given, LOADED[0])
+    d_max = _scalar(d_max_given, LOADED[1])
+    momentum = _scalar(momentum_given, LOADED[2])
+
+    # `bioren.bridge.renorm_terms` once more: Triton compiles only functions of its own files.
+    std = tl.sqrt(var + eps)
+    r = tl.sqrt(var_b + eps) / std
+    d = (mean_b - mean) / std
+    nan: tl.constexpr = tl.PropagateNan.ALL
+    r = tl.minimum(tl.maximum(r, 1 / r_max, propagate_nan=nan), r_max, propagate_nan=nan)
+    d = tl.minimum(tl.maximum(d, -d_max, propagate_nan=nan), d_max, propagate_nan=nan)
+    tl.store(r_at + at, r, mask=inside)
+    tl.store(d_at + at, d, mask=inside)
+
+    new_mean = mean + momentum * (mean_b - mean)
+    new_var = var + momentum * (var_b * bessel - var)
+    several = bessel > 0  # a single value has no variance
+    new_var = tl.where(several, new_var, var)
+    total = tl.sum(tl.where(inside, new_mean + new_var, 0.0))
+    finite = tl.full([BLOCK], 0.0, tl.float32) + tl.abs(total) < float("inf")
+    tl.store(mean_at + at, new_mean, mask=inside & finite)
+    tl.store(var_at + at, new_var, mask=inside & finite)
