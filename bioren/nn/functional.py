@@ -23,6 +23,7 @@ from bioren.nn.grouped import (
 )
 from bioren.nn.instances import renormalize_instances
 from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.recomputation import Recollection
 from bioren.nn.renormalization import renormalize
 from bioren.nn.tracking import Tracker
 
@@ -192,6 +193,7 @@ def sample_renorm(
     strength: float = 1.0,
     r_max: Bound = 3.0,
     d_max: Bound = 5.0,
+    recollection: Recollection | None = None,
 ) -> Tensor:
     """Normalise each cell by its own sample, and bridge the sample to the population.
 
@@ -230,6 +232,8 @@ def sample_renorm(
         and population (normalisation per sample), (inf, inf) all (that of the population).
     r_max, d_max
         Limits on the bridge from the minibatch to the sample's moving statistics.
+    recollection
+        Recognises forward passes that activation checkpointing runs again.
 
     Returns
     -------
@@ -252,9 +256,17 @@ def sample_renorm(
     moving = statistics.to(dtype)
     if training and len(input) > 0:
         batch = grouped_moments(x, sample, len(statistics.sample_cells))
-        with torch.no_grad():
-            moving = first_seen(moving, batch)
-        bridge = population_normalizer(moving, eps, max_kept, strength)
+        known = None if recollection is None else recollection.recall(batch.mean)
+        if known is None:
+            with torch.no_grad():
+                moving = first_seen(moving, batch)
+                bridge = population_normalizer(moving, eps, max_kept, strength)
+                statistics.assign(updated(moving, batch, momentum))
+            if recollection is not None:
+                limits = (torch.zeros_like(bridge.d[0, 0]) + limit for limit in (r_max, d_max))
+                recollection.remember(batch.mean.detach(), *bridge, *limits)
+        else:
+            bridge, (r_max, d_max) = Normalizer(*known[:4]), known[4:]
         # Where the minibatch has no spread of its own, the moving statistics stand in for it.
         std_b = spread(batch.var, eps)  # samples x features
         alone = (batch.cells <= 1)[:, None]
@@ -263,7 +275,6 @@ def sample_renorm(
         with torch.no_grad():
             r, d = renorm_terms(mean_a, std_a, bridge.mean, bridge.std)
             r, d = clip_terms(r, d, r_max, d_max)
-            statistics.assign(updated(moving, batch, momentum))
         bridge = Normalizer(mean_a, std_a, bridge.r * r, bridge.r * d + bridge.d)
     else:
         bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, strength)

@@ -28,13 +28,11 @@ def recomputing() -> bool:
 
 class _Pass(NamedTuple):
     mean: Tensor
-    pair: tuple[Tensor, Tensor]
+    kept: tuple[Tensor, ...]
 
 
 class Recollection:
-    """What a layer's latest forward passes that may run again were bridged by.
-
-    That is a pair of vectors: r and d, or a mean and a variance.
+    """What a layer's latest forward passes that may run again were bridged by, r and d say.
 
     Where no checkpointing is in sight nothing is kept.  A copy or a pickle of it is empty.
     """
@@ -45,36 +43,34 @@ class Recollection:
     def __reduce__(self) -> tuple[Any, ...]:
         return Recollection, ()
 
+    def __len__(self) -> int:
+        return len(self._passes)
+
     @property
     def running_again(self) -> bool:
         """Whether the present forward pass is one that ran before."""
         return recomputing() and len(self._passes) > 0
 
-    def remember(self, mean: Tensor, pair: tuple[Tensor, Tensor]) -> None:
-        """Keep the pair of a pass whose minibatch has this mean."""
-        self._passes.append(_Pass(mean, pair))
+    def remember(self, mean: Tensor, *kept: Tensor) -> None:
+        """Keep what belongs to the pass whose minibatch has this mean."""
+        self._passes.append(_Pass(mean, kept))
 
     @torch.no_grad()
-    def recall(self, mean: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the pair of the pass with this mean if one is being run again, else None.
+    def recall(self, mean: Tensor) -> tuple[Tensor, ...] | None:
+        """Return what belongs to the pass with this mean if one is being run again, else None.
 
         Of several with the same mean the latest.  They are compared on the tensors' device, so
         that no GPU is waited for.
         """
-        if not self.running_again:
+        passes = [known for known in self._passes if known.mean.device == mean.device]
+        if not passes or not recomputing():
             return None
-        away = torch.stack([(known.mean - mean).abs().sum() for known in self._passes])
+        away = torch.stack([(known.mean - mean).abs().sum() for known in passes])
         nearest = away.nan_to_num(torch.inf)  # the mean of a pass may not be finite
-        latest = torch.where(nearest == nearest.min(), self._order(mean), -1).argmax()
-        first, second = zip(*(known.pair for known in self._passes), strict=True)
-        return _at(first, latest), _at(second, latest)
-
-    def _order(self, like: Tensor) -> Tensor:
-        return torch.arange(len(self._passes), device=like.device)
-
-
-def _at(values: tuple[Tensor, ...], index: Tensor) -> Tensor:
-    return torch.stack(values).index_select(0, index[None])[0]
+        order = torch.arange(len(passes), device=mean.device)
+        latest = torch.where(nearest == nearest.min(), order, -1).argmax()[None]
+        candidates = zip(*(known.kept for known in passes), strict=True)
+        return tuple(torch.stack(values).index_select(0, latest)[0] for values in candidates)
 
 
 def may_run_again() -> bool:

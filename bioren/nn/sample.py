@@ -12,6 +12,7 @@ from bioren.bridge import AffineBridge, kept_terms
 from bioren.nn.functional import SampleStatistics, check_cells, sample_renorm
 from bioren.nn.grouped import population_normalizer, spread
 from bioren.nn.limits import LimitSchedule, as_schedule
+from bioren.nn.recomputation import Recollection, may_run_again
 
 if TYPE_CHECKING:
     from bioren.moments import Moments
@@ -111,6 +112,7 @@ class SampleRenorm1d(nn.Module):
         self.max_kept = max_kept
         self.strength = strength
         self.limits = as_schedule(limits)
+        self._recollection = Recollection()
 
         of: dict[str, Any] = {"device": device, "dtype": dtype}
         self.register_parameter(
@@ -161,7 +163,9 @@ class SampleRenorm1d(nn.Module):
             See `bioren.nn.functional.sample_renorm`.
         """
         r_max, d_max = self.limits(self.num_batches_tracked)
-        output = sample_renorm(
+        if self.training and len(input) > 0 and not self._recollection.running_again:
+            self.num_batches_tracked.add_(1)
+        return sample_renorm(
             input,
             sample,
             self.statistics,
@@ -174,10 +178,8 @@ class SampleRenorm1d(nn.Module):
             strength=self.strength,
             r_max=r_max,
             d_max=d_max,
+            recollection=self._recollection if may_run_again() else None,
         )
-        if self.training and len(input) > 0:
-            self.num_batches_tracked.add_(1)
-        return output
 
     def inverse(self, input: Tensor, sample: Tensor) -> Tensor:
         """Undo the map of evaluation (whatever the mode): `input` is what it put out.

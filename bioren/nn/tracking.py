@@ -112,11 +112,12 @@ class Tracker:
         if self.recollection is not None:
             known = self.recollection.recall(batch.mean)
             if known is not None:
-                return known
+                first, second = known
+                return first, second
         step = self._step_in_numpy if self._is_readable(batch) else self._step_in_torch
         found = step(batch, wanted)
         if self.recollection is not None:
-            self.recollection.remember(batch.mean.detach(), found)
+            self.recollection.remember(batch.mean.detach(), *found)
         return found
 
     def _is_readable(self, batch: ChannelMoments) -> bool:
