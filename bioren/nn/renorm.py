@@ -119,6 +119,7 @@ class _BatchRenorm(RenormBase):
             return evaluate(
                 input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
+        weights = None if mask is None else value_weights(mask, input)
         tracker = None
         share: float | Tensor = 1.0
         if self._tracks:
@@ -130,7 +131,7 @@ class _BatchRenorm(RenormBase):
             in_dtype(self.weight, dtype),
             in_dtype(self.bias, dtype),
             tracker,
-            None if mask is None else value_weights(mask, input),
+            weights,
             share,
         )
 

@@ -163,9 +163,7 @@ class SampleRenorm1d(nn.Module):
             See `bioren.nn.functional.sample_renorm`.
         """
         r_max, d_max = self.limits(self.num_batches_tracked)
-        if self.training and len(input) > 0 and not self._recollection.running_again:
-            self.num_batches_tracked.add_(1)
-        return sample_renorm(
+        output = sample_renorm(
             input,
             sample,
             self.statistics,
@@ -180,6 +178,9 @@ class SampleRenorm1d(nn.Module):
             d_max=d_max,
             recollection=self._recollection if may_run_again() else None,
         )
+        if self.training and len(input) > 0 and not self._recollection.running_again:
+            self.num_batches_tracked.add_(1)
+        return output
 
     def inverse(self, input: Tensor, sample: Tensor) -> Tensor:
         """Undo the map of evaluation (whatever the mode): `input` is what it put out.

@@ -100,8 +100,10 @@ def test_mask_of_ones_is_no_mask():
 
 @pytest.mark.parametrize("shape", [(4,), (5, 3), (5, 1, 3), (3, 5)])
 def test_mask_of_another_shape(shape):
+    layer = BatchRenorm1d(3)
     with pytest.raises(ValueError, match=r"expected a mask of shape \(5,\) or \(5, 4\)"):
-        BatchRenorm1d(3)(torch.zeros(5, 3, 4), torch.ones(shape))
+        layer(torch.zeros(5, 3, 4), torch.ones(shape))
+    assert layer.num_batches_tracked == 0
 
 
 # How running statistics begin
