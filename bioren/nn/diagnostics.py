@@ -32,8 +32,8 @@ class Monitor:
     """Watches the Batch Renormalization layers of a network while it is trained.
 
     Outside of the ``with`` block the layers pay nothing.  Inside, sums stay on the device; they
-    are read in `layers`, and only there a GPU is waited for.  Layers compiled by `torch.compile`
-    are not seen.
+    are read in `layers`, and only there a GPU is waited for.  What `torch.compile` made is made
+    anew when a monitor comes.
 
     Parameters
     ----------

@@ -3,6 +3,8 @@
 Such a pass has to see the r and d of the first one, although the running statistics have moved on,
 and must not count twice.  torch has no hook for that.  But a pass run again happens inside of a
 backward pass, and its minibatch has the moments of the first one, by which it is recognised.
+
+Compiled code asks for neither, so that `torch.compile` and checkpointing do not go together.
 """
 
 from __future__ import annotations

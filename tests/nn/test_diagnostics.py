@@ -65,6 +65,15 @@ def test_a_checkpointed_pass_is_seen_once():
     assert monitor.layers()[0].steps == 1
 
 
+def test_compiled_layers_are_seen_too():
+    net = network()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(6, 4))
+    with Monitor(net) as monitor:
+        compiled(torch.randn(6, 4))
+    assert [(seen.layer, seen.steps) for seen in monitor.layers()] == [("1", 1), ("2", 1)]
+
+
 def test_table():
     net = network()
     with Monitor(net) as monitor:
