@@ -1,11 +1,14 @@
 """Time of forward and backward of the layers beside torch's batch normalisation and the peers.
 
-    python benchmarks/layers/speed.py [--rounds 200] [--compiled] [--threads 2] [--device cuda]
+    python benchmarks/layers/speed.py [--rounds 30] [--threads 2] [--compiled] [--device cuda]
 
-All candidates take turns in every round, so that whatever else the machine does hits them alike;
-a figure is the median over the rounds as a ratio to that of ``F.batch_norm`` (compiled: to the
-compiled ``nn.BatchNorm``), with its milliseconds beside it.  Inputs, weights and biases have a
-gradient.  Limits are those of a trained network, (3, 5).
+All candidates take turns in every round, and each runs for some milliseconds in a row when its turn
+comes; a figure is the median over the rounds as a ratio to that of the first row, with its
+milliseconds beside it.  Input, weight and bias have a gradient.  Limits are those of a trained
+network, (3, 5); the warm-up of the paper's schedule, limits (1, 0), has a row of its own.
+
+On Linux the C library is told to keep freed memory: where it hands memory back to the system, the
+same kernels take up to twice as long in one process and not in the next.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -25,17 +30,19 @@ from torch import Tensor, nn
 from bioren.nn import BatchRenorm1d, BatchRenorm2d
 from bioren.nn.functional import batch_renorm
 
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+RESULTS = Path("benchmarks/results/layers")
 SHAPES = {
     "(256, 512)": (256, 512),
     "(4096, 256)": (4096, 256),
     "(64, 64, 32, 32)": (64, 64, 32, 32),
-    "(64, 64, 32, 32) channels-last": (64, 64, 32, 32),
+    "the same, channels-last": (64, 64, 32, 32),
     "(2, 64, 64, 64)": (2, 64, 64, 64),
 }
-Step = Callable[[], object]
+Layer = Callable[[Tensor], Tensor]
 
 
-def bioren_layer(channels: int, positions: bool, *, limits=(3.0, 5.0)) -> nn.Module:
+def bioren_layer(channels: int, positions: bool, limits=(3.0, 5.0)) -> nn.Module:
     return (BatchRenorm2d if positions else BatchRenorm1d)(channels, limits=limits)
 
 
@@ -47,7 +54,7 @@ def torchrl_layer(channels: int, positions: bool) -> nn.Module:
     from torchrl.modules import BatchRenorm1d as Peer
 
     layer = Peer(channels, warmup_steps=1)
-    layer.num_batches_tracked.fill_(2)  # past its warm-up, whose counter runs on
+    layer.num_batches_tracked.fill_(2)  # its limits go on growing past the warm-up
     return layer
 
 
@@ -57,7 +64,7 @@ def sb3_layer(channels: int, positions: bool) -> nn.Module | None:
     return None if positions else Peer(channels, warmup_steps=0)
 
 
-def keras_layer(channels: int, positions: bool) -> Callable[[Tensor], Tensor]:
+def keras_layer(channels: int, positions: bool) -> Layer:
     import keras
 
     limits = {"rmax": 3.0, "rmin": 1 / 3.0, "dmax": 5.0}
@@ -65,117 +72,115 @@ def keras_layer(channels: int, positions: bool) -> Callable[[Tensor], Tensor]:
     return lambda x: layer(x, training=True)
 
 
-def functional(name: str, channels: int) -> Callable[[Tensor], Tensor]:
+PEERS = {"torchrl": torchrl_layer, "sb3-contrib": sb3_layer, "Keras 3": keras_layer}
+
+
+def functions(channels: int) -> dict[str, Layer]:
     weight, bias = torch.ones(channels).requires_grad_(), torch.zeros(channels).requires_grad_()
     mean, var = torch.zeros(channels), torch.ones(channels)
-    if name == "F.batch_norm":
-        return lambda x: nn.functional.batch_norm(x, mean, var, weight, bias, True, 0.01)
-    return lambda x: batch_renorm(x, mean, var, weight, bias)
+    return {
+        "F.batch_norm": lambda x: nn.functional.batch_norm(x, mean, var, weight, bias, True, 0.01),
+        "bioren batch_renorm": lambda x: batch_renorm(x, mean, var, weight, bias),
+    }
 
 
-def candidates(shape: tuple[int, ...], peers: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+def eager(shape: tuple[int, ...], peers: bool) -> dict[str, Layer]:
     channels, positions = shape[1], len(shape) > 2
-    found = {
-        "F.batch_norm": functional("F.batch_norm", channels),
-        "bioren batch_renorm": functional("bioren", channels),
+    found = functions(channels) | {
         "nn.BatchNorm": torch_layer(channels, positions),
         "bioren BatchRenorm": bioren_layer(channels, positions),
-        "bioren BatchRenorm, warm-up": bioren_layer(channels, positions, limits=(1.0, 0.0)),
+        "bioren BatchRenorm, warm-up": bioren_layer(channels, positions, (1.0, 0.0)),
     }
-    if peers:
-        for name, build in (
-            ("torchrl", torchrl_layer),
-            ("sb3-contrib", sb3_layer),
-            ("Keras 3", keras_layer),
-        ):
-            try:
-                layer = build(channels, positions)
-            except ImportError:
-                continue
-            if layer is not None:
-                found[name] = layer
+    for name, build in PEERS.items() if peers else ():
+        try:
+            layer = build(channels, positions)
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        if layer is not None:
+            found[name] = layer
     return found
 
 
-def step(layer: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Step:
-    def once() -> None:
-        layer(x).backward(gradient)
+def compiled(shape: tuple[int, ...]) -> dict[str, Layer]:
+    torch._dynamo.reset()
+    channels, positions = shape[1], len(shape) > 2
+    return {
+        "nn.BatchNorm": torch.compile(torch_layer(channels, positions), fullgraph=True),
+        "bioren BatchRenorm": torch.compile(bioren_layer(channels, positions), fullgraph=True),
+    }
 
-    return once
 
-
-def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
-    """Return milliseconds of each step, run several times in a row each time its turn comes."""
-    for once in steps.values():
-        for _ in range(3):
-            once()
-    start = time.perf_counter()
-    next(iter(steps.values()))()
-    repeats = max(3, round(1e-2 / (time.perf_counter() - start)))
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+def medians(layers: dict[str, Layer], x: Tensor, rounds: int) -> dict[str, float]:
+    """Return milliseconds of one forward and backward pass of each layer."""
+    gradient = torch.randn_like(x)
+    for layer in layers.values():
+        seconds(layer, x, gradient, 3)
+    times = max(3, round(1e-2 / seconds(next(iter(layers.values())), x, gradient, 3)))
+    taken: dict[str, list[float]] = {name: [] for name in layers}
     for _ in range(rounds):
-        for name, once in steps.items():
-            wait(device)
-            start = time.perf_counter()
-            for _ in range(repeats):
-                once()
-            wait(device)
-            taken[name].append((time.perf_counter() - start) / repeats * 1e3)
+        for name, layer in layers.items():
+            taken[name].append(seconds(layer, x, gradient, times) * 1e3)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def wait(device: str) -> None:
-    if device == "cuda":
+def seconds(layer: Layer, x: Tensor, gradient: Tensor, times: int) -> float:
+    wait(x)
+    start = time.perf_counter()
+    for _ in range(times):
+        layer(x).backward(gradient)
+    wait(x)
+    return (time.perf_counter() - start) / times
+
+
+def wait(x: Tensor) -> None:
+    if x.is_cuda:
         torch.cuda.synchronize()
 
 
-def eager(shape: tuple[int, ...], x: Tensor, options: argparse.Namespace) -> dict[str, float]:
-    layers = candidates(shape, peers=not options.no_peers)
-    return medians(
-        {k: step(v, x, torch.randn_like(x)) for k, v in layers.items()},
-        options.rounds,
-        options.device,
-    )
-
-
-def compiled(shape: tuple[int, ...], x: Tensor, options: argparse.Namespace) -> dict[str, float]:
-    torch._dynamo.reset()
-    channels, positions = shape[1], len(shape) > 2
-    layers = {
-        "nn.BatchNorm": torch_layer(channels, positions),
-        "bioren BatchRenorm": bioren_layer(channels, positions),
-    }
-    built = {k: torch.compile(v.to(x.device), fullgraph=True) for k, v in layers.items()}
-    return medians(
-        {k: step(v, x, torch.randn_like(x)) for k, v in built.items()},
-        options.rounds,
-        options.device,
-    )
+def show(columns: dict[str, dict[str, float]], path: Path) -> None:
+    """Print ratios to the first row, and write all milliseconds to a CSV file."""
+    rows = list(dict.fromkeys(row for times in columns.values() for row in times))
+    lines = [["", *columns]]
+    for row in rows:
+        cells = [row]
+        for times in columns.values():
+            first = next(iter(times.values()))
+            cells.append(f"{times[row] / first:.2f} ({times[row]:.3f} ms)" if row in times else "")
+        lines.append(cells)
+    lines.insert(1, ["---"] * len(lines[0]))
+    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = [
+        ["layer", *columns],
+        *([row, *(t.get(row, "") for t in columns.values())] for row in rows),
+    ]
+    path.write_text("\n".join(";".join(map(str, cells)) for cells in table) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile, instead of eager")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if sys.platform == "linux" and not KEPT.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     torch.set_default_device(options.device)
-    columns: dict[str, dict[str, str]] = {}
+    columns = {}
     for name, shape in SHAPES.items():
-        x = torch.randn(shape).requires_grad_()
+        x = torch.randn(shape)
         if "channels-last" in name:
-            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        times = (compiled if options.compiled else eager)(shape, x, options)
-        base = next(iter(times.values()))
-        columns[name] = {k: f"{t / base:.2f} ({t:.3f} ms)" for k, t in times.items()}
-    rows = list(dict.fromkeys(k for column in columns.values() for k in column))
-    print("| | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
-    for row in rows:
-        print(f"| {row} | " + " | ".join(c.get(row, "") for c in columns.values()) + " |")
+            x = x.contiguous(memory_format=torch.channels_last)
+        layers = compiled(shape) if options.compiled else eager(shape, not options.no_peers)
+        columns[name] = medians(layers, x.requires_grad_(), options.rounds)
+    name = "speed_compiled.csv" if options.compiled else "speed.csv"
+    show(columns, options.output / name)
 
 
 if __name__ == "__main__":
