@@ -12,7 +12,7 @@ STAMPS := $(VENV)/.installed $(addprefix $(VENV)/.installed-,test dev doc) \
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs benchmarks
+.PHONY: help demo test lint docs benchmarks layers
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -36,6 +36,10 @@ docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html
 
 benchmarks: $(BENCHMARK_VENV)/.installed-benchmark  ## compare with the peers, in an environment of its own
 	$(BENCHMARK_VENV)/bin/python benchmarks/run.py $(ARGS)
+
+LAYERS := speed claims small_batches gan segmentation distributed reinforcement
+layers: $(BENCHMARK_VENV)/.installed-benchmark  ## measure the layers: speed, claims, networks
+	for name in $(LAYERS); do $(BENCHMARK_VENV)/bin/python benchmarks/layers/$$name.py $(ARGS) || exit; done
 
 # The stamp .installed stands for the package alone, .installed-GROUP for it and a dependency group.
 $(STAMPS): pyproject.toml constraints.txt

@@ -14,6 +14,7 @@ same kernels take up to twice as long in one process and not in the next.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import statistics
 import sys
@@ -151,16 +152,16 @@ def show(columns: dict[str, dict[str, float]], path: Path) -> None:
     lines.insert(1, ["---"] * len(lines[0]))
     print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [
-        ["layer", *columns],
-        *([row, *(t.get(row, "") for t in columns.values())] for row in rows),
-    ]
-    path.write_text("\n".join(";".join(map(str, cells)) for cells in table) + "\n")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", *columns])
+        writer.writerows([row, *(t.get(row, "") for t in columns.values())] for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of two rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
@@ -178,7 +179,7 @@ def main() -> None:
         if "channels-last" in name:
             x = x.contiguous(memory_format=torch.channels_last)
         layers = compiled(shape) if options.compiled else eager(shape, not options.no_peers)
-        columns[name] = medians(layers, x.requires_grad_(), options.rounds)
+        columns[name] = medians(layers, x.requires_grad_(), 2 if options.quick else options.rounds)
     name = "speed_compiled.csv" if options.compiled else "speed.csv"
     show(columns, options.output / name)
 
