@@ -59,7 +59,7 @@ class BackwardAverages(nn.Module):
         """Let the means of one minibatch, shape ``(2, channels)``, in, and return the average."""
         if self.means.shape[2] != new.shape[1]:
             self.means = new.new_zeros(self.size, *new.shape)
-            self.seen = torch.zeros((), dtype=torch.int64, device=new.device)
+        self.means, self.seen = self.means.to(new), self.seen.to(new.device)
         finite = new.isfinite().all()
         slot = (self.seen % self.size)[None]
         kept = torch.where(finite, new[None], self.means.index_select(0, slot))

@@ -57,6 +57,8 @@ class RenormBase(_NormBase):
         """Set what torch's layers do not have."""
         check_choice("initial", initial, ("unit", "first_batch", "debiased"))
         check_choice("moving", moving, ("var", "std"))
+        if mixing == "learned" and not self.track_running_stats:
+            raise ValueError('mixing="learned" needs running statistics.')
         self.initial = initial
         self.moving = moving
         self.mixing = as_mixing(mixing)
@@ -65,10 +67,6 @@ class RenormBase(_NormBase):
         )
         self._recollection = Recollection()
         self._observer: Observer | None = None
-
-    def observe(self, observer: Observer | None) -> None:
-        """Have `observer` told of r and d at each training step; None ends that."""
-        self._observer = observer
 
     def reset_parameters(self) -> None:
         """Forget all minibatches, set weights to 1, biases to 0, learned mixing to one half."""
@@ -108,13 +106,18 @@ class RenormBase(_NormBase):
         momentum: float | Tensor
         if self.momentum is None:
             momentum = 1 / (before + 1)
-        elif self.initial == "debiased":
+        elif self.initial == "debiased" and self.momentum > 0:
             # The weights of all minibatches, the first included, then sum to one, as in Adam.
             momentum = self.momentum / (1 - (1 - self.momentum) ** (before + 1))
         else:
             momentum = self.momentum
-        first = False if self.initial == "unit" else before == 0
-        if counts and not self._recollection.running_again:
+        first: bool | Tensor = False
+        counter = None
+        if self.initial != "unit" or self.momentum is None:
+            # The number decides what a minibatch weighs: only those that are let in count.
+            first = self.initial != "unit" and before == 0
+            counter = step if counts else None
+        elif counts and not self._recollection.running_again:
             step.add_(1)
         return Tracker(
             cast("Tensor", self.running_mean),
@@ -125,6 +128,7 @@ class RenormBase(_NormBase):
             d_max,
             self.moving,
             first,
+            counter,
             self._recollection if may_run_again() else None,
             self._observer,
         )

@@ -7,6 +7,7 @@ refers to them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -39,6 +40,7 @@ _RENORM: dict[type[nn.Module], type[_BatchRenorm]] = {
     nn.LazyBatchNorm3d: LazyBatchRenorm3d,
     nn.SyncBatchNorm: SyncBatchRenorm,
 }
+_OVER_ROWS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {renorm: bn for bn, renorm in _RENORM.items()}
 
 
@@ -51,7 +53,8 @@ def convert_batchnorm(
     """Turn every batch normalisation inside of `module` into Batch Renormalization.
 
     Weights, statistics, eps, momentum, device, dtype and mode stay as they are, and so does the
-    output in evaluation.
+    output in evaluation.  (Learned mixing is a new parameter, which an optimiser that exists
+    already has to be given.)
 
     torch's usual momentum is 0.1.  As the running statistics now lead the training, steadier ones
     are better where minibatches are small: the paper has 0.01 (``momentum=0.01``).
@@ -77,28 +80,30 @@ def convert_batchnorm(
     UserWarning
         There are subclasses of torch's layers, which may compute anything; they are left alone.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An option is unknown or out of range; then no layer has changed.
+
     Examples
     --------
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> type(convert_batchnorm(model)[1]).__name__
     'BatchRenorm2d'
     """
+    found = [layer for layer in module.modules() if type(layer) in _RENORM]
+    for kind in {_RENORM[type(layer)] for layer in found}:
+        # Raises now if an option is wrong, before any layer has changed.
+        kind(*(() if issubclass(kind, _LazyBatchRenorm) else (1,)), limits=limits, **options)
     own = {"momentum", "eps"} & options.keys()  # what batch normalisation has as well
-    unknown = set()
-    for layer in module.modules():
-        kind = _RENORM.get(type(layer))
-        if kind is not None:
-            layer.__class__ = kind
-            for name in own:
-                setattr(layer, name, options[name])
-            layer.set_options(  # type: ignore[operator]
-                limits=limits, **{k: v for k, v in options.items() if k not in own}
-            )
-        elif isinstance(layer, _BatchNorm):
-            unknown.add(type(layer).__qualname__)
-    if unknown:
-        names = ", ".join(sorted(unknown))
-        warnings.warn(f"Left alone, as no layer of torch itself: {names}.", stacklevel=2)
+    for layer in found:
+        layer.__class__ = _RENORM[type(layer)]
+        for name in own:
+            setattr(layer, name, options[name])
+        layer.set_options(  # type: ignore[operator]
+            limits=limits, **{k: v for k, v in options.items() if k not in own}
+        )
+    _warn_of_subclasses(module, _BatchNorm, _RENORM.keys())
     return module
 
 
@@ -108,7 +113,8 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     Parameters
     ----------
     module
-        Any network, or a single layer.  Changed in place; batch normalisation is left alone.
+        Any network, or a single layer.  Changed in place; batch normalisation, subclasses and
+        layers that are synchronised already are left alone.
     process_group
         The ranks; None for all.
 
@@ -123,15 +129,18 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
         A lazy layer does not know its number of channels yet, or a layer averages its backward
         statistics.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchRenorm)]
+    lazy = [layer for layer in module.modules() if isinstance(layer, _LazyBatchRenorm)]
+    if lazy:
+        msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
+        raise ValueError(msg)
+    layers = [layer for layer in module.modules() if type(layer) in _OVER_ROWS]
     for layer in layers:
-        if isinstance(layer, _LazyBatchRenorm):
-            msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
-            raise ValueError(msg)
         SyncBatchRenorm.check_options(layer)  # type: ignore[arg-type]
     for layer in layers:
+        layer.folds_to = _PLAIN[type(layer)]  # type: ignore[assignment]
         layer.__class__ = SyncBatchRenorm
         layer.process_group = process_group  # type: ignore[assignment]
+    _warn_of_subclasses(module, _BatchRenorm, _PLAIN.keys())
     return module
 
 
@@ -139,7 +148,7 @@ def fold_to_batchnorm(module: Network) -> Network:
     """Turn every Batch Renormalization inside of `module` into batch normalisation.
 
     For deployment: in evaluation the two are the same, and tools that fuse, quantise or export
-    know batch normalisation.
+    know batch normalisation.  What `convert_sync` made becomes what it was before.
 
     Parameters
     ----------
@@ -152,7 +161,23 @@ def fold_to_batchnorm(module: Network) -> Network:
         `module` itself.
     """
     for layer in module.modules():
-        if isinstance(layer, _BatchRenorm):
-            layer.drop_options()
-            layer.__class__ = _PLAIN[type(layer)]  # type: ignore[assignment]
+        if type(layer) in _PLAIN:
+            plain = vars(layer).pop("folds_to", _PLAIN[type(layer)])
+            layer.drop_options()  # type: ignore[operator]
+            layer.__class__ = plain
+    _warn_of_subclasses(module, _BatchRenorm, ())
     return module
+
+
+def _warn_of_subclasses(
+    module: nn.Module, base: type[nn.Module], known: Collection[type[nn.Module]]
+) -> None:
+    """Warn of layers that may compute anything and were left alone."""
+    unknown = {
+        type(layer).__qualname__
+        for layer in module.modules()
+        if isinstance(layer, base) and type(layer) not in known
+    }
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        warnings.warn(f"Left alone, as subclasses may compute anything: {names}.", stacklevel=3)

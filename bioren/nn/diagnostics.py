@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from bioren.nn.renorm import _BatchRenorm
+from bioren.nn.tracking import Observer
 
 __all__ = ["LayerDiagnostics", "Monitor"]
 
 
 class LayerDiagnostics(NamedTuple):
-    """Means over channels and training steps of one layer."""
+    """Means over channels and training steps of one layer, minibatches that are finite."""
 
     layer: str
     """The layer's name in the network."""
@@ -64,10 +65,13 @@ class Monitor:
                 "the network has no renormalising layer; convert_batchnorm makes some."
             )
         self._sums: dict[str, _Sums] = {}
+        self._before: dict[str, Observer | None] = {}
 
     def __enter__(self) -> Self:
-        for name, layer in self._watched.items():
-            layer.observe(self._sums.setdefault(name, _Sums()))
+        self._before = {
+            name: layer.observe(self._sums.setdefault(name, _Sums()))
+            for name, layer in self._watched.items()
+        }
         return self
 
     def __exit__(
@@ -76,15 +80,16 @@ class Monitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for layer in self._watched.values():
-            layer.observe(None)
+        for name, layer in self._watched.items():
+            if isinstance(layer, _BatchRenorm):  # it may have been folded meanwhile
+                layer.observe(self._before[name])
 
     def layers(self) -> list[LayerDiagnostics]:
         """Return what was seen, layer by layer; layers that were not trained are left out."""
         return [
-            LayerDiagnostics(name, sums.steps, *(sums.total / sums.steps).tolist())
+            LayerDiagnostics(name, sums.steps, *sums.means())
             for name, sums in self._sums.items()
-            if sums.total is not None
+            if sums.steps > 0
         ]
 
     def reset(self) -> None:
@@ -117,6 +122,21 @@ class _Sums:
 
     def __call__(self, r: Tensor, d: Tensor, r_kept: Tensor, d_kept: Tensor) -> None:
         clipped = ((r != r_kept) | (d != d_kept)).to(r.dtype).mean()
-        figures = torch.stack([clipped, r.log().abs().mean(), d.abs().mean()])
+        figures = torch.stack(
+            [clipped, r.log().abs().mean(), d.abs().mean(), torch.ones_like(clipped)]
+        )
+        figures = torch.where(figures.isfinite().all(), figures, 0)
         self.steps += 1
         self.total = figures if self.total is None else self.total + figures
+
+    def means(self) -> list[float]:
+        """Return the mean of each figure over the minibatches that are finite."""
+        *figures, finite = cast("Tensor", self.total).tolist()
+        return [figure / max(finite, 1) for figure in figures]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nobody, ()  # a copy of a layer is not watched
+
+
+def _nobody() -> None:
+    return None

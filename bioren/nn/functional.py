@@ -82,11 +82,11 @@ def batch_renorm(
     r_max, d_max
         Limits on r and d; numbers or 0-d tensors.
     mask
-        Which values count in the statistics (bool), or how much (weights that are not negative;
-        2 is the same as having the value twice), alike for all channels.  Shape ``(N,)`` for
-        whole rows, or ``(N, *positions)``, also with a dimension of 1 for the channels.  What
-        does not count is normalised with the rest, takes no part in the gradient of the
-        statistics, and may hold anything.  None counts all.
+        Which values count in the statistics (bool), or how much (weights that are not negative,
+        of which only the ratios matter), alike for all channels.  Shape ``(N,)`` for whole rows,
+        or ``(N, *positions)``, also with a dimension of 1 for the channels.  What does not count
+        is normalised with the rest, takes no part in the gradient of the statistics, and may
+        hold anything; if it is not finite it becomes 0 first.  None counts all.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def sample_renorm(
     moving = statistics.to(dtype)
     if training and len(input) > 0:
         batch = grouped_moments(x, sample, len(statistics.sample_cells))
-        known = None if recollection is None else recollection.recall(batch.mean)
+        known = None if recollection is None else recollection.recall(batch.mean, batch.var)
         if known is None:
             with torch.no_grad():
                 moving = first_seen(moving, batch)
@@ -264,7 +264,7 @@ def sample_renorm(
                 statistics.assign(updated(moving, batch, momentum))
             if recollection is not None:
                 limits = (torch.zeros_like(bridge.d[0, 0]) + limit for limit in (r_max, d_max))
-                recollection.remember(batch.mean.detach(), *bridge, *limits)
+                recollection.remember(batch.mean, batch.var, (*bridge, *limits))
         else:
             bridge, (r_max, d_max) = Normalizer(*known[:4]), known[4:]
         # Where the minibatch has no spread of its own, the moving statistics stand in for it.

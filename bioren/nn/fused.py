@@ -48,21 +48,23 @@ def fused_step(
     channels = len(mean_b)
     r, d = torch.empty_like(mean_b), torch.empty_like(mean_b)
     scalars = [_float32(value) for value in (r_max, d_max, momentum)]
-    _kernel[(1,)](
-        mean_b,
-        var_b,
-        running_mean,
-        running_var,
-        r,
-        d,
-        *scalars,
-        eps,
-        number / (number - 1) if number > 1 else 0.0,
-        channels,
-        BLOCK=triton.next_power_of_2(channels),
-        LOADED=tuple(isinstance(value, Tensor) for value in scalars),
-        num_warps=4 if channels <= 1024 else 8,
-    )
+    # Triton launches on the current device.
+    with torch.cuda.device_of(mean_b):  # type: ignore[no-untyped-call]
+        _kernel[(1,)](
+            mean_b,
+            var_b,
+            running_mean,
+            running_var,
+            r,
+            d,
+            *scalars,
+            eps,
+            number / (number - 1) if number > 1 else 0.0,
+            channels,
+            BLOCK=triton.next_power_of_2(channels),
+            LOADED=tuple(isinstance(value, Tensor) for value in scalars),
+            num_warps=4 if channels <= 1024 else 8,
+        )
     return r, d
 
 
@@ -119,7 +121,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     new_var = var + momentum * (var_b * bessel - var)
     several = bessel > 0  # a single value has no variance
     new_var = tl.where(several, new_var, var)
-    total = tl.sum(tl.where(inside, new_mean + new_var, 0.0))
+    total = tl.sum(tl.where(inside, new_mean * 0 + new_var * 0, 0.0))  # NaN unless all are finite
     finite = tl.full([BLOCK], 0.0, tl.float32) + tl.abs(total) < float("inf")
     tl.store(mean_at + at, new_mean, mask=inside & finite)
     tl.store(var_at + at, new_var, mask=inside & finite)

@@ -9,7 +9,7 @@ from torch import Tensor
 from bioren.bridge import kept_terms, renorm_terms
 from bioren.nn.moments import ChannelMoments, channel_moments, merged_moments
 from bioren.nn.native import affine
-from bioren.nn.renormalization import moments_of, normalize
+from bioren.nn.renormalization import moments_of, normalize, scaled
 
 __all__ = ["renormalize_instances"]
 
@@ -46,7 +46,7 @@ def renormalize_instances(
     """
     n, channels = input.shape[:2]
     if input.numel() == 0:
-        return input.clone()
+        return scaled(input, weight, bias).to(input.dtype)
     # Every instance's channel is a channel of one long row, so that torch's kernels serve.
     row = input.reshape(1, n * channels, *input.shape[2:])
     own = channel_moments(row) if gradient else moments_of(row)

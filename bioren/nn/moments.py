@@ -24,16 +24,35 @@ class ChannelMoments(NamedTuple):
     """Biased variance (divided by the count), of the shape of `mean`."""
     number: int | Tensor
     """Values per channel, or the sum of their weights; 0-d, the same for all channels."""
+    squares: Tensor | None = None
+    """Sum of the squared weights, 0-d; None if they are 1."""
+
+    @property
+    def effective(self) -> int | Tensor:
+        """Number of values of equal weight that say as much, ``sum(w)**2 / sum(w**2)``.
+
+        It does not depend on the scale of the weights (Kish 1965, *Survey Sampling*).
+        """
+        if self.squares is None:
+            return self.number
+        positive = self.squares > 0
+        return torch.where(positive, self.number**2 / torch.where(positive, self.squares, 1), 0)
 
     def unbiased(self) -> Tensor:
-        """Return the variance divided by the count less one; the biased one if that is 0."""
-        if isinstance(self.number, int):
-            return self.var * (self.number / max(self.number - 1, 1))
-        return self.var * torch.where(self.number > 1, self.number / (self.number - 1), 1)
+        """Return the variance divided by the number less one; the biased one if that is 0."""
+        n = self.effective
+        if isinstance(n, int):
+            return self.var * (n / max(n - 1, 1))
+        return self.var * torch.where(several(n), n / (n - 1), 1)
 
     def detach(self) -> ChannelMoments:
         """Return the same without gradient."""
-        return ChannelMoments(self.mean.detach(), self.var.detach(), self.number)
+        return self._replace(mean=self.mean.detach(), var=self.var.detach())
+
+
+def several(number: Tensor) -> Tensor:
+    """Return whether there are two values or more, but for rounding, so that they vary."""
+    return number > 1 + 1e-4
 
 
 def statistics_dtype(input: Tensor) -> torch.dtype:
@@ -66,7 +85,8 @@ def channel_moments(input: Tensor, mask: Tensor | None = None) -> ChannelMoments
     x = torch.where(weight > 0, x, 0)
     mean = (x * share).sum(over)
     deviation = x - of_channels(mean, x)
-    return ChannelMoments(mean, (deviation.square() * share).sum(over), count)
+    var = (deviation.square() * share).sum(over)
+    return ChannelMoments(mean, var, count, weight.square().sum())
 
 
 def merged_moments(parts: ChannelMoments) -> ChannelMoments:
@@ -75,8 +95,8 @@ def merged_moments(parts: ChannelMoments) -> ChannelMoments:
     Parameters
     ----------
     parts
-        Moments of shape ``(parts, channels)``; counts of shape ``(parts, 1)``, or one number for
-        all.  Parts without values weigh nothing.
+        Moments of shape ``(parts, channels)``; numbers, and sums of squared weights, of shape
+        ``(parts, 1)``, or one number for all.  Parts without values weigh nothing.
 
     References
     ----------
@@ -90,7 +110,8 @@ def merged_moments(parts: ChannelMoments) -> ChannelMoments:
     share = parts.number / torch.where(count > 0, count, 1)
     mean = (share * parts.mean).sum(0)
     var = (share * (parts.var + (parts.mean - mean).square())).sum(0)
-    return ChannelMoments(mean, var, count)
+    squares = None if parts.squares is None else parts.squares.sum()
+    return ChannelMoments(mean, var, count, squares)
 
 
 def of_channels(values: Tensor, input: Tensor) -> Tensor:

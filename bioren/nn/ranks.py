@@ -26,12 +26,13 @@ def merged_over_ranks(local: ChannelMoments, group: dist.ProcessGroup | None) ->
     group
         The ranks; None stands for all.
     """
-    count = torch.as_tensor(local.number, dtype=local.mean.dtype, device=local.mean.device)
-    flat = torch.cat([local.mean, local.var, count[None]])
-    parts = _gathered(flat, group)  # ranks x (2 * channels + 1)
+    number = torch.as_tensor(local.number, dtype=local.mean.dtype, device=local.mean.device)
+    squares = number if local.squares is None else local.squares
+    flat = torch.cat([local.mean, local.var, number[None], squares[None]])
+    parts = _gathered(flat, group)  # ranks x (2 * channels + 2)
     channels = len(local.mean)
-    mean, var, counts = torch.split(parts, [channels, channels, 1], dim=1)
-    return merged_moments(ChannelMoments(mean, var, counts.detach()))
+    mean, var, numbers, squares = torch.split(parts, [channels, channels, 1, 1], dim=1)
+    return merged_moments(ChannelMoments(mean, var, numbers.detach(), squares.detach()))
 
 
 def _gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:

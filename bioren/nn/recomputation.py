@@ -2,14 +2,17 @@
 
 Such a pass has to see the r and d of the first one, although the running statistics have moved on,
 and must not count twice.  torch has no hook for that.  But a pass run again happens inside of a
-backward pass, and its minibatch has the moments of the first one, by which it is recognised.
+backward pass, and its minibatch has the mean and variance of the first one, by which it is
+recognised.
 
 Compiled code asks for neither, so that `torch.compile` and checkpointing do not go together.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +32,7 @@ def recomputing() -> bool:
 
 
 class _Pass(NamedTuple):
-    mean: Tensor
+    moments: Tensor
     kept: tuple[Tensor, ...]
 
 
@@ -53,24 +56,39 @@ class Recollection:
         """Whether the present forward pass is one that ran before."""
         return recomputing() and len(self._passes) > 0
 
-    def remember(self, mean: Tensor, *kept: Tensor) -> None:
-        """Keep what belongs to the pass whose minibatch has this mean."""
-        self._passes.append(_Pass(mean, kept))
+    def remember(self, mean: Tensor, var: Tensor, kept: Iterable[Tensor]) -> None:
+        """Keep what belongs to the pass whose minibatch has these moments."""
+        self._passes.append(_Pass(torch.stack([mean, var]).detach(), tuple(kept)))
 
     @torch.no_grad()
-    def recall(self, mean: Tensor) -> tuple[Tensor, ...] | None:
-        """Return what belongs to the pass with this mean if one is being run again, else None.
+    def recall(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...] | None:
+        """Return what belongs to the pass with these moments if one is run again, else None.
 
-        Of several with the same mean the latest.  They are compared on the tensors' device, so
-        that no GPU is waited for.
+        Of several with the same moments the latest.  They are compared on the tensors' device,
+        so that no GPU is waited for.
+
+        Warns
+        -----
+        UserWarning
+            None is like it (looked at on the CPU only): the gradient will not be exact.
         """
-        passes = [known for known in self._passes if known.mean.device == mean.device]
+        passes = [known for known in self._passes if known.moments.device == mean.device]
         if not passes or not recomputing():
             return None
-        away = torch.stack([(known.mean - mean).abs().sum() for known in passes])
-        nearest = away.nan_to_num(torch.inf)  # the mean of a pass may not be finite
+        moments = torch.stack([mean, var])
+        away = torch.stack([known.moments for known in passes]) - moments
+        distance = away.abs().flatten(1).amax(1).nan_to_num(torch.inf)  # it may not be finite
+        nearest = distance.min()
+        if nearest.is_cpu and nearest > 1e-3 * moments.abs().max():
+            warnings.warn(
+                "A forward pass inside of a backward pass has the moments of none of the latest "
+                f"{len(passes)} ones; if it is one that activation checkpointing runs again, it "
+                "lies too far back, and its gradient is not exact.",
+                stacklevel=2,
+            )
+            return None
         order = torch.arange(len(passes), device=mean.device)
-        latest = torch.where(nearest == nearest.min(), order, -1).argmax()[None]
+        latest = torch.where(distance == nearest, order, -1).argmax()[None]
         candidates = zip(*(known.kept for known in passes), strict=True)
         return tuple(torch.stack(values).index_select(0, latest)[0] for values in candidates)
 

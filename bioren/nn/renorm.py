@@ -15,7 +15,7 @@ from bioren.nn.limits import PAPER, BySamples, LimitSchedule, as_schedule
 from bioren.nn.mixing import Mixing
 from bioren.nn.moments import statistics_dtype
 from bioren.nn.renormalization import renormalize
-from bioren.nn.tracking import Moving, Tracker
+from bioren.nn.tracking import Moving, Observer, Tracker
 
 __all__ = [
     "BatchRenorm1d",
@@ -88,6 +88,11 @@ class _BatchRenorm(RenormBase):
                 raise ValueError(msg)
             self.backward_averages = BackwardAverages(average_backward)
 
+    def observe(self, observer: Observer | None) -> Observer | None:
+        """Have `observer` told of r and d at each training step; return the one before it."""
+        before, self._observer = self._observer, observer
+        return before
+
     def drop_options(self) -> None:
         """Delete all that `set_options` has set."""
         for name in _OPTIONS:
@@ -115,6 +120,10 @@ class _BatchRenorm(RenormBase):
             `input` or `mask` has another shape.
         """
         self._check_input_dim(input)
+        if not input.is_floating_point():
+            raise TypeError(f"expected input of a floating point dtype, received {input.dtype}.")
+        if mask is not None and self.backward_averages is not None:
+            raise ValueError("average_backward does not go with a mask; leave one of them out.")
         if not (self.training or self.running_mean is None):
             return evaluate(
                 input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
@@ -158,7 +167,9 @@ class _BatchRenorm(RenormBase):
     def _counted(self, input: Tensor) -> Tracker:
         """Return what bridges this minibatch to the running statistics, and count it."""
         rows = self.num_samples_tracked
-        r_max, d_max = self.limits(self.num_batches_tracked if rows is None else rows)  # type: ignore[arg-type]
+        limits = self.limits(self.num_batches_tracked if rows is None else rows)  # type: ignore[arg-type]
+        # A NumPy number would turn all it meets into double precision.
+        r_max, d_max = (b if isinstance(b, Tensor) else float(b) for b in limits)
         if rows is not None and not self._recollection.running_again:
             rows.add_(len(input))
         return self._tracker(r_max, d_max, counts=self._is_minibatch(input))
@@ -181,9 +192,10 @@ class _BatchRenorm(RenormBase):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Of batch normalisation nobody knows how many rows it saw: the schedule starts anew.
-        rows = self.num_samples_tracked
-        if rows is not None and rows.device.type != "meta":
-            state_dict.setdefault(f"{prefix}num_samples_tracked", torch.zeros_like(rows))
+        if self.num_samples_tracked is not None and f"{prefix}running_mean" in state_dict:
+            state_dict.setdefault(
+                f"{prefix}num_samples_tracked", torch.zeros((), dtype=torch.int64)
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -212,10 +224,10 @@ class BatchRenorm1d(_BatchRenorm):
     limits hold from the first step on, so that a first batch far from (0, 1) is left partly
     un-normalised: give them to layers whose statistics are loaded.
 
-    The state dict has the keys of `nn.BatchNorm1d` and loads both ways; a loaded
-    ``num_batches_tracked`` is the step of the schedule.  As with every normalisation by the
-    minibatch, a single row of two dimensions lies at its own mean: its output is right, within
-    the limits, and its input gradient zero.
+    The state dict has the keys of `nn.BatchNorm1d` and loads both ways (`BySamples` and learned
+    mixing have one more); a loaded ``num_batches_tracked`` is the step of the schedule.  As with
+    every normalisation by the minibatch, a single row of two dimensions lies at its own mean: its
+    output is right, within the limits, and its input gradient zero.
 
     Parameters
     ----------
@@ -330,6 +342,8 @@ class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
     def initialize_parameters(self, input: Tensor) -> None:
         """Give parameters and buffers the input's number of channels."""
         logit: Any = self.mixing_logit
+        # Where a state dict gave the parameters their shape, torch leaves this at 0.
+        self.num_features = input.shape[1]
         if isinstance(logit, nn.UninitializedParameter):
             logit.materialize((input.shape[1],))
         super().initialize_parameters(input)

@@ -46,15 +46,8 @@ def renormalize(
     mixing
         Share of (r, d) that is applied, a number or a tensor that broadcasts to ``(C,)``.
     averages
-        What the means in the gradient are averaged with.
-
-    Raises
-    ------
-    ValueError
-        There are both `averages` and a `mask`.
+        What the means in the gradient are averaged with; not with a mask.
     """
-    if averages is not None and mask is not None:
-        raise ValueError("average_backward does not go with a mask; leave one of them out.")
     unusual = mask is not None or averages is not None or isinstance(mixing, Tensor)
     if input.numel() == 0 or (tracker is None and not unusual):
         return _batch_norm(input, weight, bias, eps)  # there is nothing to learn from
@@ -149,6 +142,9 @@ def normalize(
     scale, shift = affine(weight, bias, r, d)
     if mask is None:
         return _batch_norm(input, scale, shift, eps)
+    if mask is not None:
+        # What does not count may be NaN, and 0 * NaN would reach every gradient.
+        input = torch.where((mask > 0) | input.isfinite(), input, 0)
     z = (input - of_channels(moments.mean, input)) / of_channels((moments.var + eps).sqrt(), input)
     return scaled(z, scale, shift).to(input.dtype)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bioren.bridge import clip_terms, renorm_terms
 from bioren.nn.limits import Bound
-from bioren.nn.moments import ChannelMoments
+from bioren.nn.moments import ChannelMoments, several
 from bioren.nn.recomputation import Recollection
 
 __all__ = ["Moving", "Observer", "Tracker"]
@@ -52,6 +52,8 @@ class Tracker:
     first
         Whether nothing was seen before, so that this minibatch is what the running statistics
         are at first; a bool or a 0-d bool tensor.
+    counter
+        Of the minibatches that were let in, 0-d int64, counted on here; or None.
     recollection
         Recognises forward passes that activation checkpointing runs again.
     observe
@@ -66,6 +68,7 @@ class Tracker:
     d_max: Bound
     moving: Moving = "var"
     first: bool | Tensor = False
+    counter: Tensor | None = None
     recollection: Recollection | None = None
     observe: Observer | None = None
 
@@ -80,6 +83,7 @@ class Tracker:
             and self.d_max == 0
             and self.moving == "var"
             and self.first is False
+            and self.counter is None
             and self.recollection is None
             and self.observe is None
         )
@@ -94,30 +98,33 @@ class Tracker:
         """Return the running mean and variance that `batch` meets, then let it in."""
         return self._once(batch, lambda batch, mean, var: (mean + 0, var + 0))  # copies
 
-    def assign(self, mean: Tensor, var: Tensor) -> None:
-        """Take over new running statistics, or none of them if a value is not finite."""
-        total = (mean + var).sum()
-        if _is_readable(total):
-            if math.isfinite(total):
-                self.running_mean.copy_(mean)
-                self.running_var.copy_(var)
-            return
-        # Without looking at a value, for which a GPU would have to be waited for.
-        finite = total.isfinite()
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(torch.where(finite, new.to(running.dtype), running))
+    def assign(self, mean: Tensor, var: Tensor, empty: bool | Tensor = False) -> None:
+        """Take over new running statistics, or none of them if a value is not finite.
+
+        What comes of an empty minibatch does not count.
+        """
+        running = self.running_mean, self.running_var
+        new = mean.to(running[0].dtype), var.to(running[1].dtype)
+        # No value is looked at, for which a GPU would have to be waited for.
+        finite = (new[0].isfinite() & new[1].isfinite()).all()
+        for old, value in zip(running, new, strict=True):
+            # Like torch's own kernel not seen by autograd, so that graphs of evaluation stay valid.
+            target = old if _is_traced() else old.data
+            target.copy_(torch.where(finite, value, old))
+        if self.counter is not None:
+            self.counter.add_(finite & (torch.as_tensor(empty, device=finite.device) == 0))
 
     def _once(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
         """Return what is wanted of `batch`, or what it was if this pass is run again."""
         if self.recollection is not None:
-            known = self.recollection.recall(batch.mean)
+            known = self.recollection.recall(batch.mean, batch.var)
             if known is not None:
                 first, second = known
                 return first, second
         step = self._step_in_numpy if self._is_readable(batch) else self._step_in_torch
         found = step(batch, wanted)
         if self.recollection is not None:
-            self.recollection.remember(batch.mean.detach(), *found)
+            self.recollection.remember(batch.mean, batch.var, found)
         return found
 
     def _is_readable(self, batch: ChannelMoments) -> bool:
@@ -137,21 +144,32 @@ class Tracker:
             mean, var = self._before(arrays, running_mean, running_var)
             first, second = wanted(arrays, mean, var)
             mean, var = self._after(arrays, mean, var)
-            if math.isfinite(np.add.reduce(mean + var)):  # of which any that is not finite is part
+            # A value that is not finite makes the sum so.
+            if math.isfinite(np.add.reduce(mean + var, dtype=np.float64)):
                 running_mean[...], running_var[...] = mean, var
+                if self.counter is not None:
+                    self.counter.add_(1)
         return torch.from_numpy(first), torch.from_numpy(second)
 
     def _fits_one_kernel(self, batch: ChannelMoments) -> bool:
         return (
             batch.mean.is_cuda
             and _HAS_TRITON
+            and type(batch.mean) is Tensor
             and not _is_traced()
             and isinstance(batch.number, int)
-            and batch.mean.dtype == self.running_mean.dtype == torch.float32
-            and self.running_mean.is_contiguous()
+            and all(
+                t.is_cuda and t.dtype == torch.float32 and t.is_contiguous()
+                for t in (batch.mean, batch.var, self.running_mean, self.running_var)
+            )
+            and all(
+                not isinstance(t, Tensor) or t.is_cuda
+                for t in (self.r_max, self.d_max, self.momentum)
+            )
             and len(batch.mean) <= MOST_CHANNELS
             and self.moving == "var"
             and self.first is False
+            and self.counter is None
             and self.recollection is None
             and self.observe is None
         )
@@ -174,9 +192,10 @@ class Tracker:
     def _step_in_torch(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             batch = batch.detach()
-            mean, var = self._before(batch, self.running_mean, self.running_var)
+            running = (t.to(batch.mean.dtype) for t in (self.running_mean, self.running_var))
+            mean, var = self._before(batch, *running)
             found = wanted(batch, mean, var)
-            self.assign(*self._after(batch, mean, var))
+            self.assign(*self._after(batch, mean, var), empty=batch.number == 0)
             return found
 
     def _before(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
@@ -187,14 +206,17 @@ class Tracker:
         if self.first is True and isinstance(batch.number, int):
             return batch.mean, own if batch.number > 1 else var  # one value has no variance
         first = torch.as_tensor(self.first, device=own.device)
-        several = torch.as_tensor(batch.number, device=own.device) > 1
-        return torch.where(first, batch.mean, mean), torch.where(first & several, own, var)
+        number = torch.as_tensor(batch.effective, device=own.device)
+        return (
+            torch.where(first & (number > 0), batch.mean, mean),
+            torch.where(first & several(number), own, var),
+        )
 
     def _terms(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
         std_b, std = (batch.var + self.eps) ** 0.5, (var + self.eps) ** 0.5
         r, d = renorm_terms(batch.mean, std_b, mean, std)
         r_kept, d_kept = clip_terms(r, d, self.r_max, self.d_max)
-        if self.observe is not None:
+        if self.observe is not None and not torch._C._are_functorch_transforms_active():
             self.observe(*(torch.as_tensor(x) for x in (r, d, r_kept, d_kept)))
         return r_kept, d_kept
 
@@ -207,9 +229,11 @@ class Tracker:
             new_var = ((std + self.momentum * (own - std)) ** 2 - self.eps).clip(0)
         else:
             new_var = var + self.momentum * (batch.unbiased() - var)
-        if isinstance(batch.number, Tensor):
-            return new_mean, torch.where(batch.number > 1, new_var, var)
-        return new_mean, new_var if batch.number > 1 else var
+        number = batch.effective
+        if isinstance(number, Tensor):
+            new_mean = torch.where(number > 0, new_mean, mean)
+            return new_mean, torch.where(several(number), new_var, var)
+        return new_mean, new_var if number > 1 else var
 
 
 MOST_CHANNELS = 8192

@@ -110,6 +110,16 @@ def test_what_does_not_go_together_is_refused():
         BatchRenorm1d(2, average_backward=4)(torch.zeros(3, 2), torch.ones(3))
 
 
+@pytest.mark.parametrize("change", [torch.nn.Module.half, torch.nn.Module.double])
+def test_averages_follow_the_dtype(change):
+    layer = BatchRenorm1d(2, limits=(3.0, 5.0), average_backward=4)
+    layer(torch.randn(4, 2, requires_grad=True)).sum().backward()
+    change(layer)
+    x = torch.randn(4, 2, dtype=layer.weight.dtype, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.backward_averages.seen == 2
+
+
 def test_untracked_layer_averages_too():
     layer = BatchRenorm1d(2, track_running_stats=False, average_backward=2)
     layer(torch.randn(4, 2, requires_grad=True)).sum().backward()

@@ -81,8 +81,6 @@ def test_options_reach_every_layer():
     for layer in (net.bn, net.deep["a"][0]):
         assert (layer.momentum, layer.initial) == (0.01, "first_batch")
         assert tuple(layer.limits(torch.tensor(0))) == (2.0, 1.0)
-    with pytest.raises(TypeError):
-        convert_batchnorm(Block(), momentun=0.01)
 
 
 def test_schedule_goes_on_where_a_trained_layer_is():
@@ -123,7 +121,7 @@ def test_synchronised_layers():
     y = net(torch.randn(4, 3))
     y.sum().backward()
     fold_to_batchnorm(net)
-    assert [type(layer) for layer in net] == [nn.SyncBatchNorm] * 2
+    assert [type(layer) for layer in net] == [nn.SyncBatchNorm, nn.BatchNorm1d]
     assert net.eval()(torch.randn(4, 3)).shape == (4, 3)
 
 
@@ -136,6 +134,31 @@ def test_other_layers_are_left_alone_and_subclasses_named():
     with pytest.warns(UserWarning, match="Fused"):
         convert_batchnorm(net)
     assert [type(layer) for layer in fold_to_batchnorm(convert_sync(net))] == kinds
+
+
+def test_subclasses_of_ours_are_left_alone_and_named():
+    class Mine(BatchRenorm1d):
+        pass
+
+    net = nn.Sequential(Mine(3), BatchRenorm1d(3))
+    for change, kind in ((convert_sync, SyncBatchRenorm), (fold_to_batchnorm, nn.BatchNorm1d)):
+        with pytest.warns(UserWarning, match="Mine"):
+            change(net)
+        assert [type(layer) for layer in net] == [Mine, kind]
+        net(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"momentun": 0.1}, {"initial": "x"}, {"limits": (0.5, 1.0)}, {"average_backward": 2}],
+)
+def test_wrong_options_change_nothing(options):
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.SyncBatchNorm(3), nn.LazyBatchNorm1d())
+    kinds = [type(layer) for layer in net]
+    with pytest.raises((TypeError, ValueError)):
+        convert_batchnorm(net, **options)
+    assert [type(layer) for layer in net] == kinds
+    convert_batchnorm(net)(torch.randn(4, 3))
 
 
 def test_folding_drops_the_count_of_rows():

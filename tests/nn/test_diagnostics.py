@@ -1,5 +1,7 @@
 """What a Monitor sees of the layers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bioren.nn import BatchRenorm1d, Monitor, SyncBatchRenorm
+from bioren.nn import BatchRenorm1d, Monitor, SyncBatchRenorm, fold_to_batchnorm
 
 
 def network():
@@ -72,6 +74,30 @@ def test_compiled_layers_are_seen_too():
     with Monitor(net) as monitor:
         compiled(torch.randn(6, 4))
     assert [(seen.layer, seen.steps) for seen in monitor.layers()] == [("1", 1), ("2", 1)]
+
+
+def test_one_monitor_inside_of_another_and_copies_of_the_network():
+    net = network()
+    with Monitor(net) as outer:
+        net(torch.randn(6, 4))
+        with Monitor(net) as inner:
+            net(torch.randn(6, 4))
+        twin = copy.deepcopy(net)
+        twin(torch.randn(6, 4))
+        net(torch.randn(6, 4))
+        fold_to_batchnorm(net)
+    assert [monitor.layers()[0].steps for monitor in (outer, inner)] == [2, 1]
+    assert twin[1]._observer is None
+
+
+def test_minibatches_that_are_not_finite_are_left_out():
+    layer, clean = BatchRenorm1d(3, limits=(3.0, 5.0)), BatchRenorm1d(3, limits=(3.0, 5.0))
+    x = torch.randn(6, 3)
+    with Monitor(layer) as monitor, Monitor(clean) as expected:
+        layer(x)
+        layer(x * torch.nan)
+        clean(x)
+    assert monitor.layers()[0][2:] == expected.layers()[0][2:]
 
 
 def test_table():

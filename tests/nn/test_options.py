@@ -68,14 +68,47 @@ def test_gradient_of_masked_values_is_that_of_the_values_that_count():
     assert torch.equal(a.grad[~mask], torch.zeros(3, 3, **DOUBLE))
 
 
-def test_a_weight_of_two_is_the_value_twice():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_masked_values_that_are_not_finite_reach_no_gradient(value):
+    x = torch.randn(6, 3, 4)
+    mask = torch.rand(6, 4) < 0.6
+    spoilt = torch.where(mask[:, None], x, value)
+    found = []
+    for values in (x, spoilt):
+        layer = BatchRenorm1d(3, limits=(1.5, 0.5))
+        leaf = values.clone().requires_grad_()
+        (layer(leaf, mask).pow(3) * mask[:, None]).sum().backward()
+        found.append([leaf.grad, *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_weight_of_two_normalises_as_the_value_twice():
     x = torch.randn(4, 3, **DOUBLE)
     layer = BatchRenorm1d(3, limits=(1.5, 0.5), momentum=0.3, **DOUBLE)
     twin = copy.deepcopy(layer)
     y = layer(x, torch.tensor([1.0, 2.0, 1.0, 0.0]))
     expected = twin(x[[0, 1, 1, 2]])
     torch.testing.assert_close(y[:3], expected[[0, 1, 3]])
+    torch.testing.assert_close(layer.running_mean, twin.running_mean)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**32 - 1))
+def test_only_ratios_of_weights_matter(scale, seed):
+    rng = np.random.default_rng(seed)
+    x, weights = torch.tensor(rng.normal(size=(5, 3))), torch.tensor(rng.random(5))
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5), momentum=0.3, **DOUBLE)
+    twin = copy.deepcopy(layer)
+    torch.testing.assert_close(layer(x, weights), twin(x, weights * scale))
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+def test_weights_that_sum_to_one_leave_the_variance_in_bounds():
+    layer = BatchRenorm1d(3, limits=(3.0, 5.0), momentum=0.3)
+    for _ in range(30):
+        weights = torch.rand(10)
+        layer(torch.randn(10, 3), weights / weights.sum())
+    assert layer.running_var.max() < 3
 
 
 def test_all_masked_changes_nothing_and_stays_finite():
@@ -139,6 +172,20 @@ def test_debiased_is_the_exponential_average_divided_by_its_weights():
     weights /= weights.sum()
     torch.testing.assert_close(layer.running_mean, (weights[:, None] * batches.mean(1)).sum(0))
     torch.testing.assert_close(layer.running_var, (weights[:, None] * batches.var(1)).sum(0))
+
+
+@pytest.mark.parametrize("initial", ["first_batch", "debiased"])
+@pytest.mark.parametrize("spoilt", ["not finite", "masked", "empty"])
+def test_a_minibatch_without_information_is_not_the_first(initial, spoilt):
+    layer = BatchRenorm1d(2, initial=initial, limits=(3.0, 5.0))
+    x = torch.randn(64, 2) * 50 + 200
+    if spoilt == "masked":
+        layer(x, torch.zeros(64))
+    else:
+        layer(x[:0] if spoilt == "empty" else x * math.nan)
+    assert layer.num_batches_tracked == 0
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean(0))
 
 
 @pytest.mark.parametrize("initial", ["first_batch", "debiased"])
@@ -392,3 +439,76 @@ def test_plain_and_native_ways_agree():
         bias,
     )
     torch.testing.assert_close(pullback(dy), native)
+
+
+# Corners of the layer's life
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("whole", [True, False], ids=["layer", "input"])
+def test_warm_up_takes_every_dtype(dtype, whole):
+    layer = BatchRenorm1d(3, dtype=dtype if whole else None)
+    y = layer(torch.randn(6, 3).to(dtype))
+    y.float().sum().backward()
+    assert y.dtype == dtype
+    assert layer(torch.randn(6, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (3.0, 5.0)])
+def test_graph_of_evaluation_outlives_a_training_step(limits):
+    layer = BatchRenorm1d(3, limits=limits)
+    x = torch.randn(6, 3, requires_grad=True)
+    y = layer.eval()(x)
+    z = layer.train()(x)
+    (y.square().sum() + z.sum()).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_no_momentum_freezes_the_statistics():
+    for initial in ("unit", "debiased"):
+        layer = BatchRenorm1d(3, momentum=0.0, initial=initial, limits=(3.0, 5.0))
+        layer.num_batches_tracked.fill_(5)
+        layer(torch.randn(6, 3) + 4)
+        assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+def test_lazy_layer_that_was_loaded():
+    layer = LazyBatchRenorm1d(limits=(3.0, 5.0))
+    layer.load_state_dict(BatchRenorm1d(3).state_dict())
+    assert layer(torch.randn(4, 3)).shape == (4, 3)
+    assert layer.num_features == 3
+
+
+def test_schedule_of_numpy_numbers():
+    layer = BatchRenorm1d(3, limits=lambda step: (np.float64(1.5), np.float64(0.5)))
+    twin = BatchRenorm1d(3, limits=(1.5, 0.5))
+    x = torch.randn(6, 3) + 4
+    assert torch.equal(layer(x), twin(x))
+
+
+def test_refused_input_is_no_step():
+    layer = BatchRenorm1d(3, average_backward=2)
+    with pytest.raises(TypeError, match=r"floating point dtype, received torch\.int64"):
+        layer(torch.zeros(4, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="mask"):
+        layer(torch.zeros(4, 3), torch.ones(4))
+    assert layer.num_batches_tracked == 0
+
+
+def test_sum_of_large_finite_statistics_is_no_reason_to_refuse_them():
+    layer = BatchRenorm1d(8, momentum=1.0, limits=(3.0, 5.0))
+    x = torch.tensor([[-1e19], [1e19]]).expand(2, 8).contiguous()
+    layer(x)
+    torch.testing.assert_close(layer.running_var, torch.full((8,), 2e38))
+
+
+def test_loading_one_weight_keeps_the_count_of_rows():
+    layer = BatchRenorm1d(2, limits=BySamples(LinearLimits(8, 24, 24, 3.0, 5.0)))
+    layer(torch.randn(5, 2))
+    layer.load_state_dict({"weight": torch.ones(2)}, strict=False)
+    assert layer.num_samples_tracked == 5
+
+
+def test_learned_mixing_needs_statistics_to_go_to():
+    with pytest.raises(ValueError, match="running statistics"):
+        BatchRenorm1d(3, mixing="learned", track_running_stats=False)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from bioren.nn import (
     BatchRenorm1d,
     BatchRenorm2d,
+    BySamples,
     InstanceRenorm1d,
     InstanceRenorm2d,
     LinearLimits,
@@ -25,6 +26,7 @@ LAYERS = {
     "warm-up": lambda: BatchRenorm2d(4, momentum=0.3),
     "mean over batches": lambda: BatchRenorm2d(4, limits=RAMP, momentum=None),
     "debiased": lambda: BatchRenorm2d(4, limits=RAMP, initial="debiased"),
+    "limits by rows": lambda: BatchRenorm2d(4, limits=BySamples(RAMP), momentum=0.3),
     "learned mixing": lambda: BatchRenorm2d(4, limits=(3.0, 5.0), mixing="learned"),
     "backward averages": lambda: BatchRenorm2d(4, limits=(3.0, 5.0), average_backward=3),
     "instances": lambda: InstanceRenorm2d(4, momentum=0.3),
@@ -87,6 +89,27 @@ def test_same_minibatch_twice_is_the_later_pass():
         plain = gradients(a, [a(x).square().sum()])
         again = gradients(b, [checkpoint(b, x, use_reentrant=False).square().sum()])
         assert_same(a, b, plain, again)
+
+
+def test_minibatches_of_the_same_mean():
+    a = BatchRenorm1d(2, limits=(3.0, 5.0), momentum=0.5).double()
+    b = copy.deepcopy(a)
+    x = torch.tensor([[-1.0, 2.0], [1.0, -2.0]], dtype=torch.float64)
+    inputs = [(x * k).requires_grad_() for k in (1, 3, 0.2)]
+    plain = torch.autograd.grad(sum(a(x).pow(3).sum() for x in inputs), inputs)
+    again = [checkpoint(b, x, use_reentrant=False).pow(3).sum() for x in inputs]
+    torch.testing.assert_close(torch.autograd.grad(sum(again), inputs), plain)
+
+
+def test_a_pass_too_far_back_is_told():
+    layer = BatchRenorm1d(2, limits=(3.0, 5.0))
+    x = torch.randn(4, 2, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=False)
+    with torch.no_grad():
+        for _ in range(PASSES):
+            layer(torch.randn(4, 2))
+    with pytest.warns(UserWarning, match="too far back"):
+        y.sum().backward()
 
 
 def test_layer_used_twice_in_one_pass():
