@@ -33,7 +33,8 @@ class SyncBatchRenorm(_BatchRenorm):
     unless told otherwise.  Here they are equal anyway.  With layers that are not synchronised,
     rank 0's running statistics then lead all ranks, in training too, and what the others saw is
     lost.  ``broadcast_buffers=False`` (from torch 2.13 on ``forward_sync_buffers=False``) leaves
-    each rank its own.
+    each rank its own, which trained worse in `benchmarks/layers/distributed.py`: one target for
+    all matters more than whose it is.
 
     Parameters
     ----------

@@ -103,6 +103,11 @@ class Tracker:
 
         What comes of an empty minibatch does not count.
         """
+        if empty is False and _is_readable(mean) and mean.dtype == self.running_mean.dtype:
+            arrays = (self.running_mean, self.running_var, mean, var)
+            with np.errstate(all="ignore"):
+                self._assign_arrays(*(array.numpy() for array in arrays))
+            return
         running = self.running_mean, self.running_var
         new = mean.to(running[0].dtype), var.to(running[1].dtype)
         # No value is looked at, for which a GPU would have to be waited for.
@@ -143,12 +148,7 @@ class Tracker:
         with np.errstate(all="ignore"):
             mean, var = self._before(arrays, running_mean, running_var)
             first, second = wanted(arrays, mean, var)
-            mean, var = self._after(arrays, mean, var)
-            # A value that is not finite makes the sum so.
-            if math.isfinite(np.add.reduce(mean + var, dtype=np.float64)):
-                running_mean[...], running_var[...] = mean, var
-                if self.counter is not None:
-                    self.counter.add_(1)
+            self._assign_arrays(running_mean, running_var, *self._after(arrays, mean, var))
         return torch.from_numpy(first), torch.from_numpy(second)
 
     def _fits_one_kernel(self, batch: ChannelMoments) -> bool:
@@ -188,6 +188,15 @@ class Tracker:
             self.r_max,
             self.d_max,
         )
+
+    def _assign_arrays(
+        self, running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray
+    ) -> None:
+        # A value that is not finite makes the sum so.
+        if math.isfinite(np.add.reduce(mean + var, dtype=np.float64)):
+            running_mean[...], running_var[...] = mean, var
+            if self.counter is not None:
+                self.counter.add_(1)
 
     def _step_in_torch(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
