@@ -21,8 +21,10 @@ NAMES = {
     "batch": "BatchNorm",
     "batch .1": "BatchNorm, momentum .1",
     "renorm": "BatchRenorm",
+    "averaged": "BatchRenorm, averaged backward",
 }
-COLORS = dict(zip(NAMES, ("0.6", "tab:green", "tab:orange", "tab:red", "tab:blue"), strict=True))
+PALETTE = ("0.6", "tab:green", "tab:orange", "tab:red", "tab:blue", "tab:purple")
+COLORS = dict(zip(NAMES, PALETTE, strict=True))
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +47,7 @@ def normalizer(name: str, batches: int):
         "batch": lambda channels: nn.BatchNorm2d(channels, momentum=0.01),
         "batch .1": lambda channels: nn.BatchNorm2d(channels, momentum=0.1),
         "renorm": lambda channels: BatchRenorm2d(channels, limits=limits),
+        "averaged": lambda channels: BatchRenorm2d(channels, limits=limits, average_backward=16),
     }[name]
 
 

@@ -14,7 +14,8 @@ in evaluation: with running statistics.  Splits differ by seed.
 
 "BatchNorm" has the momentum of BatchRenorm, 0.01; torch's usual 0.1 is a row of its own.
 BatchRenorm's limits go from (1, 0) to (3, 5) as in the paper: 10% of the training are plain batch
-normalisation, d reaches its limit after 25%, r after 40%.
+normalisation, d reaches its limit after 25%, r after 40%.  "Averaged backward" has the means in
+its gradient averaged over 16 micro-batches, too (Yan et al. 2020, arXiv:2001.06838).
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def draw(found: dict, sizes, path) -> None:
             axis.grid(alpha=0.3)
     fig.supxlabel("step of the optimiser (64 images each)")
     fig.supylabel("test accuracy in evaluation, %")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save(fig, path)
 
 
