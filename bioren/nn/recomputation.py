@@ -20,7 +20,8 @@ from torch import Tensor
 
 __all__ = ["Recollection", "recomputing"]
 
-_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+# Since torch 2.8; before, what is saved may always be hooked into.
+_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
 
 PASSES = 64
 """Forward passes of one layer that are remembered; older ones are forgotten."""

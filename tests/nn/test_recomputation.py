@@ -158,6 +158,14 @@ def test_nothing_is_kept_where_nothing_is_checkpointed(layer):
     assert len(layer._recollection) == 0
 
 
+def test_older_torch_that_tells_nothing_of_hooks(monkeypatch):
+    monkeypatch.setattr("bioren.nn.recomputation._hooks", lambda _: True)
+    test_checkpointed_training_is_training("rising limits", reentrant=False)
+    layer = BatchRenorm1d(3, limits=(3.0, 5.0))
+    layer(torch.randn(4, 3, requires_grad=True)).sum().backward()
+    assert len(layer._recollection) == 1
+
+
 def test_memory_is_bounded_and_stays_behind_when_a_layer_is_copied():
     layer = BatchRenorm1d(3, limits=(3.0, 5.0))
     with torch.no_grad():
