@@ -30,7 +30,6 @@ __all__ = [
 class _BatchRenorm(RenormBase):
     """Batch Renormalization for any shape; subclasses check the number of dimensions."""
 
-    limits: LimitSchedule
     num_samples_tracked: Tensor | None
     backward_averages: BackwardAverages | None
 
@@ -76,17 +75,29 @@ class _BatchRenorm(RenormBase):
     ) -> None:
         """Set what batch normalisation does not have."""
         super().set_options(**options)
-        self.limits = as_schedule(limits)
-        rows = None
-        if isinstance(self.limits, BySamples) and self.num_batches_tracked is not None:
-            rows = torch.zeros_like(self.num_batches_tracked)
-        self.register_buffer("num_samples_tracked", rows)
+        self.register_buffer("num_samples_tracked", None)
+        self.limits = limits
         self.backward_averages = None
         if average_backward is not None:
             if self.mixing == "learned":
                 msg = 'average_backward goes with a fixed or scheduled mixing, not with "learned".'
                 raise ValueError(msg)
             self.backward_averages = BackwardAverages(average_backward)
+
+    @property
+    def limits(self) -> LimitSchedule:
+        """The schedule of (r_max, d_max); a pair that is assigned stands for constant limits."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: LimitSchedule | tuple[float, float]) -> None:
+        self._limits = as_schedule(limits)
+        step = self.num_batches_tracked
+        if isinstance(self._limits, BySamples) and step is not None:
+            if self.num_samples_tracked is None:  # rows before now were not counted
+                self.num_samples_tracked = torch.zeros_like(step)
+        else:
+            self.num_samples_tracked = None
 
     def observe(self, observer: Observer | None) -> Observer | None:
         """Have `observer` told of r and d at each training step; return the one before it."""
@@ -204,7 +215,7 @@ _OPTIONS = (
     "moving",
     "mixing",
     "mixing_logit",
-    "limits",
+    "_limits",
     "num_samples_tracked",
     "backward_averages",
     "_recollection",

@@ -284,6 +284,21 @@ def test_limits_by_rows_do_not_depend_on_the_size_of_minibatches():
     assert fours.num_samples_tracked == 0
 
 
+def test_limits_can_be_changed_later():
+    layer = BatchRenorm1d(2)
+    layer.limits = (3.0, 5.0)
+    assert layer.limits(layer.num_batches_tracked) == (3.0, 5.0)
+    layer(torch.randn(5, 2))
+    layer.limits = BySamples(LinearLimits(8, 24, 24, 3.0, 5.0))
+    layer(torch.randn(5, 2))
+    assert layer.num_samples_tracked == 5
+    assert "num_samples_tracked" in layer.state_dict()
+    layer.limits = (3.0, 5.0)
+    assert layer.state_dict().keys() == nn.BatchNorm1d(2).state_dict().keys()
+    with pytest.raises(TypeError, match="a schedule or a pair"):
+        layer.limits = 3.0
+
+
 def test_rows_seen_are_saved_and_start_anew_with_batch_normalisation():
     limits = BySamples(LinearLimits(8, 24, 24, 3.0, 5.0))
     layer, twin = (BatchRenorm1d(2, limits=limits) for _ in range(2))
