@@ -117,8 +117,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(input, mean, invstd, r, d)
         ctx.averages = averages
         x = input.to(statistics_dtype(input))
-        y = (x - of_channels(mean, x)) * of_channels(invstd * r, x) + of_channels(d, x)
-        return y.to(input.dtype)
+        return _carried(x, mean, invstd * r, d).to(input.dtype)
 
     @staticmethod
     @once_differentiable
@@ -126,7 +125,11 @@ class _Normalize(torch.autograd.Function):
         input, mean, invstd, r, d = ctx.saved_tensors
         g, x = gradient.to(mean.dtype), input.to(mean.dtype)
         over = [0, *range(2, x.dim())]
-        y = (x - of_channels(mean, x)) * of_channels(invstd * r, x) + of_channels(d, x)
+        y = _carried(x, mean, invstd * r, d)
         average = ctx.averages.averaged(torch.stack([g.mean(over), (g * y).mean(over)]))
         inner = g - of_channels(average[0], x) - y * of_channels(average[1], x)
         return (inner * of_channels(invstd * r, x)).to(input.dtype), *[None] * 5
+
+
+def _carried(x: Tensor, mean: Tensor, scale: Tensor, d: Tensor) -> Tensor:
+    return (x - of_channels(mean, x)) * of_channels(scale, x) + of_channels(d, x)

@@ -142,6 +142,11 @@ class RenormBase(_NormBase):
             torch.zeros(self.num_features) if like is None else torch.zeros_like(like.detach())
         )
 
+    def _check_input(self, input: Tensor) -> None:
+        self._check_input_dim(input)
+        if not input.is_floating_point():
+            raise TypeError(f"expected input of a floating point dtype, received {input.dtype}.")
+
     def _check_input_dim(self, input: Tensor) -> None:
         raise NotImplementedError
 

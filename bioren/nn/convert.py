@@ -25,7 +25,7 @@ from bioren.nn.renorm import (
     _BatchRenorm,
     _LazyBatchRenorm,
 )
-from bioren.nn.sync import SyncBatchRenorm
+from bioren.nn.sync import SyncBatchRenorm, check_shareable
 
 __all__ = ["convert_batchnorm", "convert_sync", "fold_to_batchnorm"]
 
@@ -133,9 +133,13 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     if lazy:
         msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
         raise ValueError(msg)
-    layers = [layer for layer in module.modules() if type(layer) in _OVER_ROWS]
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchRenorm) and type(layer) in _OVER_ROWS
+    ]
     for layer in layers:
-        SyncBatchRenorm.check_options(layer)  # type: ignore[arg-type]
+        check_shareable(layer)
     for layer in layers:
         layer.folds_to = _PLAIN[type(layer)]  # type: ignore[assignment]
         layer.__class__ = SyncBatchRenorm

@@ -62,7 +62,7 @@ class Monitor:
         }
         if not self._watched:
             raise ValueError(
-                "the network has no renormalising layer; convert_batchnorm makes some."
+                "the network has no BatchRenorm layer to watch; convert_batchnorm makes some."
             )
         self._sums: dict[str, _Sums] = {}
         self._before: dict[str, Observer | None] = {}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bioren.nn.base import Initial, RenormBase, check_choice, check_shape
-from bioren.nn.functional import in_dtype
-from bioren.nn.instances import Target, renormalize_instances
+from bioren.nn.functional import in_dtype, instance_renorm
+from bioren.nn.instances import renormalize_instances
 from bioren.nn.mixing import Mixing
 from bioren.nn.moments import ChannelMoments, statistics_dtype
-from bioren.nn.tracking import Moving
+from bioren.nn.tracking import Moving, Tracker
 
 __all__ = ["InstanceRenorm1d", "InstanceRenorm2d", "InstanceRenorm3d"]
 
@@ -64,48 +65,34 @@ class _InstanceRenorm(RenormBase):
         ------
         ValueError
             `input` has another shape.
+        TypeError
+            `input` is not floating point.
         """
-        self._check_input_dim(input)
-        dtype = statistics_dtype(input)
+        self._check_input(input)
         share = self._share()  # at the step before this one is counted
-        target, gradient = self._target(input)
+        if not self._tracks:
+            mean, var = (None, None) if self.training else (self.running_mean, self.running_var)
+            return instance_renorm(input, mean, var, self.weight, self.bias, self.eps, mixing=share)
+        tracker = self._tracker(1.0, 0.0, counts=input.numel() > 0)
+        dtype = statistics_dtype(input)
         return renormalize_instances(
             input,
             in_dtype(self.weight, dtype),
             in_dtype(self.bias, dtype),
             self.eps,
-            target,
+            partial(self._met, tracker),
             share,
-            gradient=gradient,
+            gradient=self.target == "batch",
         )
 
-    def _target(self, input: Tensor) -> tuple[Target, bool]:
-        """Return the other end of the bridge, and whether a gradient goes through it."""
-        if not self._tracks:
-            if self.training or self.running_mean is None:
-                return _of_batch, True
-            return self._of_population, False
-        tracker = self._tracker(1.0, 0.0, counts=input.numel() > 0)
-        if self.target == "population":
-            return tracker.population, False
-
-        def tracked(batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-            tracker.population(batch)
-            return _of_batch(batch)
-
-        return tracked, True
-
-    def _of_population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        mean, var = cast("Tensor", self.running_mean), cast("Tensor", self.running_var)
-        return mean.to(batch.mean.dtype), var.to(batch.var.dtype)
+    def _met(self, tracker: Tracker, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
+        """Let the minibatch in, and return the moments to bridge to."""
+        population = tracker.population(batch)
+        return population if self.target == "population" else (batch.mean, batch.var)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return f"{super().extra_repr()}, target={self.target!r}"
-
-
-def _of_batch(batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-    return batch.mean, batch.var
 
 
 class InstanceRenorm1d(_InstanceRenorm):

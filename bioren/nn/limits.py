@@ -13,6 +13,8 @@ from typing import Protocol, TypeAlias, cast
 
 import torch
 
+from bioren.nn.tracing import is_readable
+
 __all__ = [
     "PAPER",
     "Bound",
@@ -22,6 +24,7 @@ __all__ = [
     "LinearLimits",
     "StepLimits",
     "as_schedule",
+    "ramp",
     "readable",
 ]
 
@@ -44,14 +47,14 @@ class LimitSchedule(Protocol):
 
 def readable(step: torch.Tensor) -> int | torch.Tensor:
     """Return `step` as a number where reading it holds up nothing, else as it is."""
-    if (
-        step.device.type == "cpu"
-        and type(step) is torch.Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    ):
-        return int(step)
-    return step
+    return int(step) if is_readable(step) else step
+
+
+def ramp(step: int | torch.Tensor, start: int, end: int) -> Bound:
+    """Return the share of the way from `start` to `end` at `step`, in [0, 1]."""
+    # Clamped out of place at every call: a ramp that ran on would in the end flip signs.
+    done = (step - start) / max(end - start, 1)
+    return done.clamp(0, 1) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +129,8 @@ class LinearLimits:
     def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
         """Return ``(r_max, d_max)`` at `step`: numbers, or 0-d tensors on its device."""
         at = readable(step)
-        r_done, d_done = self._done(at, self.r_end), self._done(at, self.d_end)
+        r_done, d_done = ramp(at, self.start, self.r_end), ramp(at, self.start, self.d_end)
         return 1 + (self.r_max - 1) * r_done, self.d_max * d_done
-
-    def _done(self, step: int | torch.Tensor, end: int) -> Bound:
-        # Clamped out of place at every call: a ramp that ran on would in the end flip signs.
-        done = (step - self.start) / max(end - self.start, 1)
-        return done.clamp(0, 1) if isinstance(done, torch.Tensor) else min(max(done, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

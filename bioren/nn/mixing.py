@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from bioren.nn.limits import Bound, readable
+from bioren.nn.limits import Bound, ramp, readable
 
 __all__ = ["LinearMixing", "Mixing", "as_mixing"]
 
@@ -54,8 +54,7 @@ class LinearMixing:
 
     def __call__(self, step: Tensor) -> Bound:
         """Return the share at `step`: a number, or a 0-d tensor on its device."""
-        done = (readable(step) - self.start) / max(self.end - self.start, 1)
-        done = done.clamp(0, 1) if isinstance(done, Tensor) else min(max(done, 0.0), 1.0)
+        done = ramp(readable(step), self.start, self.end)
         return self.first + (self.last - self.first) * done
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bioren.nn.moments import ChannelMoments
+from bioren.nn.tracing import is_traced
 
 __all__ = ["native_moments", "native_normalize", "usable"]
 
@@ -27,8 +28,7 @@ def usable(input: Tensor) -> bool:
     return (
         (input.is_cpu or input.is_cuda)
         and type(input) in _PLAIN
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_traced()
         and forward_ad._current_level < 0
     )
 

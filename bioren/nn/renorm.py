@@ -128,11 +128,12 @@ class _BatchRenorm(RenormBase):
         Raises
         ------
         ValueError
-            `input` or `mask` has another shape.
+            `input` or `mask` has another shape, or there is a mask besides averaged backward
+            statistics.
+        TypeError
+            `input` is not floating point.
         """
-        self._check_input_dim(input)
-        if not input.is_floating_point():
-            raise TypeError(f"expected input of a floating point dtype, received {input.dtype}.")
+        self._check_input(input)
         if mask is not None and self.backward_averages is not None:
             raise ValueError("average_backward does not go with a mask; leave one of them out.")
         if not (self.training or self.running_mean is None):

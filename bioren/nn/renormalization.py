@@ -15,7 +15,7 @@ from bioren.nn.native import affine, native_moments, native_normalize, usable
 if TYPE_CHECKING:
     from bioren.nn.tracking import Tracker
 
-__all__ = ["normalize", "renormalize"]
+__all__ = ["mixed_terms", "moments_of", "normalize", "renormalize", "scaled"]
 
 
 def renormalize(
@@ -58,17 +58,23 @@ def renormalize(
         tracker.assign(mean, var)
         return y
     moments = native_moments(input) if native else moments_of(input, mask)
-    r = d = None
-    if tracker is not None:
-        r, d = tracker.meet(moments)
-        if isinstance(mixing, Tensor) or mixing != 1:
-            r, d = kept_terms(r, d, strength=1 - mixing)
+    r, d = (None, None) if tracker is None else mixed_terms(tracker, moments, mixing)
     if averages is not None:
         y = normalize_with_averages(input, moments, r, d, eps, averages)
         return scaled(y, weight, bias)
     if native and not unusual:
         return native_normalize(input, moments, weight, bias, r, d, eps)
     return normalize(input, moments, weight, bias, r, d, eps, mask=mask)
+
+
+def mixed_terms(
+    tracker: Tracker, moments: ChannelMoments, mixing: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the share `mixing` of the limited (r, d) of a minibatch, and let it in."""
+    r, d = tracker.meet(moments)
+    if isinstance(mixing, Tensor) or mixing != 1:
+        return kept_terms(r, d, strength=1 - mixing)
+    return r, d
 
 
 def _is_batch_norm(input: Tensor, tracker: Tracker) -> bool:
@@ -142,9 +148,8 @@ def normalize(
     scale, shift = affine(weight, bias, r, d)
     if mask is None:
         return _batch_norm(input, scale, shift, eps)
-    if mask is not None:
-        # What does not count may be NaN, and 0 * NaN would reach every gradient.
-        input = torch.where((mask > 0) | input.isfinite(), input, 0)
+    # What does not count may be NaN, and 0 * NaN would reach every gradient.
+    input = torch.where((mask > 0) | input.isfinite(), input, 0)
     z = (input - of_channels(moments.mean, input)) / of_channels((moments.var + eps).sqrt(), input)
     return scaled(z, scale, shift).to(input.dtype)
 

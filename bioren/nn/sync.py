@@ -7,14 +7,14 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from bioren.bridge import kept_terms, renorm_terms
+from bioren.bridge import renorm_terms
 from bioren.nn.moments import ChannelMoments, channel_moments
 from bioren.nn.ranks import merged_over_ranks
 from bioren.nn.renorm import _BatchRenorm
-from bioren.nn.renormalization import normalize
+from bioren.nn.renormalization import mixed_terms, normalize
 from bioren.nn.tracking import Tracker
 
-__all__ = ["SyncBatchRenorm"]
+__all__ = ["SyncBatchRenorm", "check_shareable"]
 
 
 class SyncBatchRenorm(_BatchRenorm):
@@ -70,13 +70,7 @@ class SyncBatchRenorm(_BatchRenorm):
     def set_options(self, **options: Any) -> None:
         """Set what batch normalisation does not have."""
         super().set_options(**options)
-        self.check_options()
-
-    def check_options(self) -> None:
-        """Raise if there is an option that ranks cannot share."""
-        if self.backward_averages is not None:
-            msg = "average_backward is not offered over ranks; leave it out."
-            raise ValueError(msg)
+        check_shareable(self)
 
     def _normalize(
         self,
@@ -93,9 +87,7 @@ class SyncBatchRenorm(_BatchRenorm):
         batch = merged_over_ranks(local, self.process_group)
         r, d = renorm_terms(local.mean, self._std(local), batch.mean, self._std(batch))
         if tracker is not None:
-            r_kept, d_kept = tracker.meet(batch)
-            if isinstance(mixing, Tensor) or mixing != 1:
-                r_kept, d_kept = kept_terms(r_kept, d_kept, strength=1 - mixing)
+            r_kept, d_kept = mixed_terms(tracker, batch, mixing)
             r, d = r_kept * r, r_kept * d + d_kept
         return normalize(input, local, weight, bias, r, d, self.eps, mask=mask)
 
@@ -120,3 +112,9 @@ class SyncBatchRenorm(_BatchRenorm):
                 f"*positions), received {tuple(input.shape)}."
             )
             raise ValueError(msg)
+
+
+def check_shareable(layer: _BatchRenorm) -> None:
+    """Raise if `layer` has an option that ranks cannot share."""
+    if layer.backward_averages is not None:
+        raise ValueError("average_backward is not offered over ranks; leave it out.")

@@ -22,6 +22,7 @@ from bioren.bridge import clip_terms, renorm_terms
 from bioren.nn.limits import Bound
 from bioren.nn.moments import ChannelMoments, several
 from bioren.nn.recomputation import Recollection
+from bioren.nn.tracing import is_readable, is_traced
 
 __all__ = ["Moving", "Observer", "Tracker"]
 
@@ -103,7 +104,7 @@ class Tracker:
 
         What comes of an empty minibatch does not count.
         """
-        if empty is False and _is_readable(mean) and mean.dtype == self.running_mean.dtype:
+        if empty is False and is_readable(mean) and mean.dtype == self.running_mean.dtype:
             arrays = (self.running_mean, self.running_var, mean, var)
             with np.errstate(all="ignore"):
                 self._assign_arrays(*(array.numpy() for array in arrays))
@@ -114,7 +115,7 @@ class Tracker:
         finite = (new[0].isfinite() & new[1].isfinite()).all()
         for old, value in zip(running, new, strict=True):
             # Like torch's own kernel not seen by autograd, so that graphs of evaluation stay valid.
-            target = old if _is_traced() else old.data
+            target = old if is_traced() else old.data
             target.copy_(torch.where(finite, value, old))
         if self.counter is not None:
             self.counter.add_(finite & (torch.as_tensor(empty, device=finite.device) == 0))
@@ -135,7 +136,7 @@ class Tracker:
     def _is_readable(self, batch: ChannelMoments) -> bool:
         kinds = map(type, (self.r_max, self.d_max, self.momentum, self.first, batch.number))
         return (
-            _is_readable(batch.mean)
+            is_readable(batch.mean)
             and not batch.mean.requires_grad
             and self.running_mean.is_cpu
             and self.running_mean.dtype == batch.mean.dtype
@@ -156,7 +157,7 @@ class Tracker:
             batch.mean.is_cuda
             and _HAS_TRITON
             and type(batch.mean) is Tensor
-            and not _is_traced()
+            and not is_traced()
             and isinstance(batch.number, int)
             and all(
                 t.is_cuda and t.dtype == torch.float32 and t.is_contiguous()
@@ -248,12 +249,3 @@ class Tracker:
 MOST_CHANNELS = 8192
 """All channels are in the registers of one block; beyond this number they do not fit."""
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Return whether the values can be read at once, by NumPy too."""
-    return tensor.is_cpu and type(tensor) is Tensor and not _is_traced()
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -216,6 +216,10 @@ def test_bad_arguments():
         InstanceRenorm1d(3, target="sample")
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
         InstanceRenorm2d(3)(torch.zeros(2, 3, 4))
+    layer = InstanceRenorm2d(3)
+    with pytest.raises(TypeError, match="floating point dtype"):
+        layer(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
+    assert layer.num_batches_tracked == 0
     with pytest.raises(ValueError, match="positions"):
         instance_renorm(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="mixing must lie"):
