@@ -35,7 +35,8 @@ docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 benchmarks: $(BENCHMARK_VENV)/.installed-benchmark  ## compare with the peers, in an environment of its own
-	$(BENCHMARK_VENV)/bin/python benchmarks/run.py $(ARGS)
+	$(BENCHMARK_VENV)/bin/python benchmarks/integration/run.py $(ARGS)
+	$(BENCHMARK_VENV)/bin/python benchmarks/integration/figures.py
 
 LAYERS := speed claims small_batches gan segmentation distributed reinforcement
 layers: $(BENCHMARK_VENV)/.installed-benchmark  ## measure the layers: speed, claims, networks

@@ -1,0 +1,188 @@
+"""Every method as a function of prepared cells and a seed, with the settings its authors propose.
+
+It returns an embedding, cells x dimensions, or a `Graph` of neighbours where the method makes
+nothing else.  What it may read of `adata` is told in data.py; it may change `adata`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from data import is_embedding
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+
+class Graph(NamedTuple):
+    """Neighbours of each cell, cells x cells, where a method gives no embedding."""
+
+    distances: csr_matrix
+    connectivities: csr_matrix
+
+
+class Method(NamedTuple):
+    """A function, and what has to be known to run it.
+
+    Attributes
+    ----------
+    run
+        Function of the prepared cells and a seed.
+    package
+        Distribution that it comes from; its version is part of a stored result.
+    modules
+        What is imported before the clock starts.
+    random
+        Whether the seed makes a difference.
+    counts
+        Whether it reads layers["counts"].
+    embedding
+        Whether it can start from components alone, without genes.
+    """
+
+    run: Callable[[AnnData, int], np.ndarray | Graph]
+    package: str
+    modules: tuple[str, ...]
+    random: bool = True
+    counts: bool = False
+    embedding: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return self.package == "bioren"
+
+
+def pca(adata, seed):
+    """Return the components that all start from: no integration."""
+    return adata.obsm["X_pca"]
+
+
+def harmony(adata, seed):
+    import harmonypy
+
+    found = harmonypy.run_harmony(
+        adata.obsm["X_pca"], adata.obs, "batch", verbose=False, random_state=seed
+    )
+    z = np.asarray(found.Z_corr)
+    return z if len(z) == adata.n_obs else z.T  # harmonypy 2 turned the axes round
+
+
+def scanorama(adata, seed):
+    import scanorama
+
+    names = adata.obs["batch"].cat.categories
+    parts = [adata[adata.obs["batch"] == name].copy() for name in names]
+    scanorama.integrate_scanpy(parts, seed=seed)
+    z = pd.concat([pd.DataFrame(p.obsm["X_scanorama"], index=p.obs_names) for p in parts])
+    return z.loc[adata.obs_names].to_numpy()
+
+
+def combat(adata, seed):
+    """Return the components of corrected expression; scanpy's ComBat."""
+    import scanpy as sc
+
+    adata.X = adata.X.toarray()
+    sc.pp.combat(adata, "batch")
+    sc.pp.pca(adata, n_comps=adata.obsm["X_pca"].shape[1])
+    return adata.obsm["X_pca"]
+
+
+def bbknn(adata, seed):
+    """Return a graph: BBKNN changes who is a neighbour, and no coordinates."""
+    import bbknn
+
+    bbknn.bbknn(adata, batch_key="batch", n_pcs=adata.obsm["X_pca"].shape[1])
+    return Graph(adata.obsp["distances"].tocsr(), adata.obsp["connectivities"].tocsr())
+
+
+def scvi(adata, seed):
+    """Return scVI's latents from raw counts: 2 layers, 30 latents, as in its own tutorials."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = scvi.model.SCVI(adata, n_layers=2, n_latent=30, gene_likelihood="nb")
+    model.train(enable_progress_bar=False)
+    return model.get_latent_representation()
+
+
+def scalex(adata, seed):
+    """Return SCALEX's latents with its default settings, from log-expression.
+
+    Its own preparation is the one of data.py, but that it drops cells with fewer than 600 genes
+    and rare genes; all cells have to be scored, so that is left out and its scaling to [0, 1] is
+    kept (processed=True).  Cells are loaded without worker processes, which changes the time
+    alone: with few cells most of it went into starting four workers in each epoch.
+    """
+    import tempfile
+
+    from scalex import SCALEX
+
+    np.Inf = np.inf  # noqa: NPY201  SCALEX 1.0.4 uses the name that numpy 2 dropped
+    with tempfile.TemporaryDirectory() as folder:  # its early stopping needs a checkpoint
+        found = SCALEX(
+            adata, processed=True, ignore_umap=True, num_workers=0, seed=seed, outdir=folder
+        )
+    return found.obsm["latent"]
+
+
+def bioren(adata, seed):
+    """Return the embedding from genes; where there are none, the bridge per state on components."""
+    import bioren
+
+    if is_embedding(adata):
+        return bioren_states(adata, seed)
+    bioren.tl.integrate(adata, "batch", rng=seed, progress=False)
+    return adata.obsm["X_bioren"]
+
+
+def bioren_no_training(adata, seed):
+    """Return the embedding where the network stays what it starts as: principal components."""
+    import bioren
+    from bioren.training import TrainingOptions
+
+    options = TrainingOptions(max_epochs=0)
+    bioren.tl.integrate(adata, "batch", rng=seed, training=options, progress=False)
+    return adata.obsm["X_bioren"]
+
+
+def bioren_genes(adata, seed):
+    """Return the components of bridged expression."""
+    import scanpy as sc
+
+    import bioren
+
+    bioren.pp.bridge(adata, "batch", rng=seed)
+    adata.X = adata.layers["bioren"]
+    sc.pp.pca(adata, n_comps=30)
+    return adata.obsm["X_pca"]
+
+
+def bioren_states(adata, seed):
+    """Return the components that all start from, after the bridge per cell state."""
+    import bioren
+
+    bioren.tl.integrate(adata, "batch", use_rep="X_pca", rng=seed)
+    return adata.obsm["X_bioren"]
+
+
+METHODS = {
+    "pca": Method(pca, "scanpy", (), random=False, embedding=True),
+    "harmony": Method(harmony, "harmonypy", ("harmonypy",), embedding=True),
+    "scanorama": Method(scanorama, "scanorama", ("scanorama",)),
+    "combat": Method(combat, "scanpy", ("scanpy",), random=False),
+    "bbknn": Method(bbknn, "bbknn", ("bbknn",), random=False, embedding=True),
+    "scvi": Method(scvi, "scvi-tools", ("scvi",), counts=True),
+    "scalex": Method(scalex, "scalex", ("scalex.data", "scalex.net.vae", "scalex.plot")),
+    "bioren": Method(bioren, "bioren", ("bioren.tools",), embedding=True),
+    "bioren, no training": Method(bioren_no_training, "bioren", ("bioren.tools",)),
+    "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
+    "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
+}
+#: What `make benchmarks` compares; the other entries are parts of bioren by themselves.
+COMPARED = [name for name in METHODS if "," not in name]
