@@ -15,14 +15,17 @@ import numpy as np
 
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
-from bioren.projection import Projection
+from bioren.projection import Projection, gather_rows
 from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
-from bioren.states import ConditionalBridge, default_n_states, sample_sums
+from bioren.states import CellFacts, ConditionalBridge, default_n_states, sample_sums
 
 __all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
 
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
+
+#: States are sought among so many cells; all cells are then compared within them.
+SKETCH = 5000
 
 #: A sample that overlaps less than this with the others before correction lies apart.
 APART = 0.1
@@ -63,9 +66,12 @@ class Alignment(NamedTuple):
     removed
         Share of `d` that the bridge removes.
     samples, reference
-        The moments between which the bridge leads: the sample's after shrinkage and limits.
+        The moments between which `full` leads: the sample's after shrinkage.
     bridges
         One per sample, shape ``(samples, genes)``: ``bridges[s].apply(x)``.
+    full
+        The same if all that is certain were removed, whatever strength and limits say: where
+        samples are compared in `full`, what is kept of an effect does not hide the states.
     """
 
     r: np.ndarray
@@ -77,11 +83,12 @@ class Alignment(NamedTuple):
     samples: Moments
     reference: Moments
     bridges: AffineBridge
+    full: AffineBridge
 
 
 def align(
     x: Any,
-    codes: np.ndarray,
+    facts: CellFacts,
     n_samples: int,
     *,
     rng: np.random.Generator,
@@ -97,8 +104,9 @@ def align(
     ----------
     x
         Expression on a log scale, shape ``(cells, genes)``, any kind that `row_blocks` reads.
-    codes
-        Sample of each cell, in ``range(n_samples)``; each sample has a cell.
+    facts
+        Sample of each cell, in ``range(n_samples)``, each having a cell; and what labels there
+        are.  Covariates play no part.
     n_samples
         Number of samples.
     rng
@@ -117,25 +125,34 @@ def align(
         their composition.
     """
     removal = removal or Removal()
+    facts = facts._replace(covariates=None)
+    codes = facts.codes
     whole = Moments.by_group(x, codes, n_samples)
     alignment = compare(standardize(whole[:, None], in_reference), removal)
     if turns == 0:
         return alignment
     some, genes = variable or (x, np.arange(x.shape[1]))
+    sketch = _sketch(codes, n_samples, rng)
+    seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
     def find_states(bridges: AffineBridge) -> np.ndarray:
         center = alignment.reference.mean[genes]
-        projection = Projection.fit(some, codes, bridges, center, n_components, rng)
+        projection = Projection.fit(seen, codes[sketch], bridges, center, n_components, rng)
         z = projection.apply(some, codes, bridges)
         states = ConditionalBridge.fit(
-            z, codes, n_samples, rng=rng, in_reference=in_reference, n_states=n_states
+            z[sketch],
+            facts.of(sketch),
+            n_samples,
+            rng=rng,
+            in_reference=in_reference,
+            n_states=n_states,
         )
-        return states.states(z, codes)
+        return states.states(z, facts)
 
     # States are first sought in expression as it is, which tells types from samples.  Where an
     # effect is so strong that a sample lies apart, its plain moments are matched before.
-    plain = alignment.bridges[:, genes]
+    plain = alignment.full[:, genes]
     nothing = AffineBridge(np.ones_like(plain.scale), np.zeros_like(plain.shift))
     share = find_states(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
@@ -146,7 +163,7 @@ def align(
 
     for turn in range(turns):
         if turn > 0:
-            share = find_states(alignment.bridges[:, genes])
+            share = find_states(alignment.full[:, genes])
         by_state = Moments.by_group(x, codes, n_samples, share)
         alignment = compare(standardize(by_state, in_reference), removal)
     return alignment._replace(overlap_before=overlap_before)
@@ -201,13 +218,20 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
     spread_there = np.where(samples.std() > 0, samples.std(), spread)
     r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
-    strength = removal.strength * shrinkage(d, error / spread)
-    r_kept, d_kept = kept_terms(
-        r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
-    )
-    mean = samples.mean - spread * d_kept * (r / r_kept)
-    variance = reference.var() * (r / r_kept) ** 2
-    shrunk = Moments(samples.count, mean, samples.count[:, None] * variance)
+    trust = shrinkage(d, error / spread)
+
+    def kept(strength: np.ndarray, removal: Removal) -> tuple[np.ndarray, np.ndarray]:
+        return kept_terms(
+            r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
+        )
+
+    def source_of(r_kept: np.ndarray, d_kept: np.ndarray) -> Moments:
+        mean = samples.mean - spread * d_kept * (r / r_kept)
+        variance = reference.var() * (r / r_kept) ** 2
+        return Moments(samples.count, mean, samples.count[:, None] * variance)
+
+    r_kept, d_kept = kept(removal.strength * trust, removal)
+    everything = source_of(*kept(trust, Removal()))
     return Alignment(
         r=r,
         d=d,
@@ -215,7 +239,24 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
         overlap=overlap,
         overlap_before=overlap,
         removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),
-        samples=shrunk,
+        samples=everything,
         reference=reference,
-        bridges=AffineBridge.between(shrunk, reference),
+        bridges=AffineBridge.between(source_of(r_kept, d_kept), reference),
+        full=AffineBridge.between(everything, reference),
     )
+
+
+def _sketch(codes: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose the cells among which states are sought, ascending; small samples give all theirs."""
+    if len(codes) <= SKETCH:
+        return np.arange(len(codes))
+    size = np.bincount(codes, minlength=n_samples)
+    # The quota that all samples together fill: those that are smaller leave room for the others.
+    ascending = np.sort(size)
+    before = np.concatenate([[0], np.cumsum(ascending)[:-1]])
+    room = (SKETCH - before) // np.arange(n_samples, 0, -1)
+    quota = max(1, room[np.argmax(ascending > room)])
+    order = rng.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
+    return np.sort(order[rank < quota])

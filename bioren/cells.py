@@ -1,12 +1,12 @@
 """The one door to AnnData: what comes in is checked and ordered here, once.
 
-Behind this door everything is arrays: a matrix, a sample code per cell, names.
+Behind this door everything is arrays: a matrix and its genes' names.  What ``obs`` says of the
+cells comes through `bioren.annotations`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,12 @@ import pandas as pd
 from scipy import sparse
 
 from bioren.blocks import Block, row_blocks, stacked
+from bioren.messages import choices, listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
-    "Batches",
     "Cells",
     "check_log_scale",
     "check_strength",
@@ -27,7 +27,6 @@ __all__ = [
     "check_writable",
     "has_negative",
     "looks_like_counts",
-    "read_batches",
     "read_cells",
     "read_embedding",
     "writable",
@@ -38,44 +37,6 @@ LARGEST_LOG = 50.0
 
 #: States are directions in an embedding; one dimension has no directions to tell apart.
 FEWEST_DIMENSIONS = 2
-
-
-class Batches(NamedTuple):
-    """Which sample each cell belongs to.
-
-    Attributes
-    ----------
-    key
-        Column of ``adata.obs``.
-    names
-        Samples that have cells, in the order of the categories, or sorted.
-    codes
-        Position of each cell's sample in `names`, shape ``(cells,)``, int64.
-    """
-
-    key: str
-    names: list[str]
-    codes: np.ndarray
-
-    def select(self, reference: str | Sequence[str] | None) -> np.ndarray | None:
-        """Return which samples `reference` names, boolean of shape ``(samples,)``; None for None.
-
-        Raises
-        ------
-        ValueError
-            A name is not among the samples, or no name is given.
-        """
-        if reference is None:
-            return None
-        wanted = [str(name) for name in np.atleast_1d(np.array(reference, dtype=object))]
-        unknown = [name for name in wanted if name not in self.names]
-        if unknown or not wanted:
-            msg = (
-                f"reference={reference!r} must name samples of obs[{self.key!r}]: "
-                f"{_listed(self.names)}. None stands for all of them."
-            )
-            raise ValueError(msg)
-        return np.isin(self.names, wanted)
 
 
 class Cells(NamedTuple):
@@ -116,53 +77,6 @@ class Cells(NamedTuple):
         return stacked(blocks)
 
 
-def read_batches(adata: AnnData, batch_key: str, *, names: Sequence[str] | None = None) -> Batches:
-    """Read the sample of each cell.
-
-    Parameters
-    ----------
-    adata
-        Its ``obs[batch_key]`` may hold strings, categories, integers or booleans.
-    batch_key
-        Column of ``adata.obs``.  Labels that read the same, such as 1 and "1", are one sample.
-    names
-        The samples that a fitted model knows; None: those found, at least two.
-
-    Raises
-    ------
-    KeyError
-        There is no such column.
-    ValueError
-        Labels are missing; there is one sample only, or so many that they look like barcodes; a
-        sample is unknown.
-    TypeError
-        `batch_key` is not a string.
-    """
-    labels = _column(adata, batch_key)
-    missing = int(labels.isna().sum())
-    if missing:
-        msg = (
-            f"obs[{batch_key!r}] has no label for {missing} of {len(labels)} cells. Drop them "
-            f"(adata[adata.obs[{batch_key!r}].notna()]) or give them a sample of their own."
-        )
-        raise ValueError(msg)
-    labels = labels.astype("category").cat.remove_unused_categories()
-    labels_read = [str(label) for label in labels.cat.categories]
-    found = list(dict.fromkeys(labels_read))
-    codes = _positions(labels_read, found)[labels.cat.codes]
-    if names is None:
-        _check_samples(batch_key, found, len(labels))
-        return Batches(batch_key, found, codes)
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        msg = (
-            f"obs[{batch_key!r}] holds samples that the model was not fitted on: "
-            f"{_listed(unknown)}. It knows {_listed(names)}."
-        )
-        raise ValueError(msg)
-    return Batches(batch_key, list(names), _positions(found, names)[codes])
-
-
 def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | None = None) -> Cells:
     """Read the expression matrix.
 
@@ -184,18 +98,18 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
     if layer is not None and layer not in adata.layers:
-        msg = f"There is no layer {layer!r}; {_choices('layers', layer, adata.layers)}."
+        msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
         raise KeyError(msg)
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
-        layers = _listed(adata.layers)
+        layers = listed(adata.layers)
         raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
     if 0 in x.shape:
         raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
-            f"{len(repeated)} gene names occur more than once: {_listed(repeated)}. "
+            f"{len(repeated)} gene names occur more than once: {listed(repeated)}. "
             "Call adata.var_names_make_unique() first."
         )
         raise ValueError(msg)
@@ -206,7 +120,7 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
         if (columns < 0).any():
             msg = (
                 f"{int((columns < 0).sum())} of the model's {len(genes)} genes are missing: "
-                f"{_listed(genes[columns < 0])}."
+                f"{listed(genes[columns < 0])}."
             )
             raise KeyError(msg)
         return Cells(x, adata.var_names, columns)
@@ -227,7 +141,7 @@ def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
         It has no cells, less than two dimensions, or values that are no finite numbers.
     """
     if use_rep not in adata.obsm:
-        msg = f"There is no embedding {use_rep!r}; {_choices('obsm', use_rep, adata.obsm)}."
+        msg = f"There is no embedding {use_rep!r}; {choices('obsm', use_rep, adata.obsm)}."
         raise KeyError(msg)
     z = adata.obsm[use_rep]
     z = z.toarray() if sparse.issparse(z) else np.asarray(z)
@@ -338,41 +252,6 @@ def has_negative(x: Any) -> bool:
     return any(bool((values < 0).any()) for values in _stored_values(x))
 
 
-def _column(adata: AnnData, key: Any) -> pd.Series:
-    if not isinstance(key, str):
-        msg = (
-            f"batch_key must name one column of adata.obs, received {key!r}. Combine several: "
-            "adata.obs['sample'] = adata.obs['a'].astype(str) + '-' + adata.obs['b'].astype(str)"
-        )
-        raise TypeError(msg)
-    if key not in adata.obs:
-        raise KeyError(f"There is no column {key!r}; {_choices('obs', key, adata.obs)}.")
-    return adata.obs[key]
-
-
-def _positions(wanted: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    position = {name: i for i, name in enumerate(names)}
-    return np.array([position[name] for name in wanted], dtype=np.int64)
-
-
-def _check_samples(batch_key: str, names: list[str], n_cells: int) -> None:
-    if n_cells == 0:
-        raise ValueError("adata has no cells.")
-    if len(names) == 1:
-        msg = (
-            f"obs[{batch_key!r}] names one sample only, {names[0]!r}: there is no batch effect to "
-            "remove. Choose another column, or go on without integration."
-        )
-        raise ValueError(msg)
-    if 2 * len(names) > n_cells:
-        msg = (
-            f"obs[{batch_key!r}] has {len(names)} labels for {n_cells} cells, such as "
-            f"{names[0]!r}: these look like barcodes. Name the column that says which sample a "
-            "cell is from; samples need two cells on average."
-        )
-        raise ValueError(msg)
-
-
 def _readable(x: Any) -> Any:
     """Return the matrix in a form whose rows can be read in blocks; no values change."""
     if np.dtype(x.dtype).kind not in "biuf":
@@ -404,16 +283,3 @@ def _check_finite(x: Any) -> None:
 def _stored_values(x: Any) -> Iterable[np.ndarray]:
     for _, block in row_blocks(x):
         yield block.data if sparse.issparse(block) else np.asarray(block)
-
-
-def _choices(where: str, wanted: str, keys: Iterable[Any]) -> str:
-    names = [str(key) for key in keys]
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}{where} holds: {_listed(names)}"
-
-
-def _listed(names: Iterable[Any], most: int = 8) -> str:
-    names = [str(name) for name in names]
-    shown = ", ".join(names[:most]) or "nothing"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -112,7 +112,7 @@ def integrate(
     ] = 2000,
     latent: Annotated[
         int, typer.Option(metavar="N", min=1, help="Dimensions of the embedding.")
-    ] = 30,
+    ] = 20,
     strength: Annotated[
         float,
         typer.Option(metavar="S", min=0, max=1, help="Share of each batch effect to remove."),
@@ -187,7 +187,8 @@ def _read(source: Path) -> AnnData:
 def _prepare(
     adata: AnnData, batch_key: str, layer: str | None, genes: int, say: Callable[[str], None]
 ) -> None:
-    from bioren.cells import looks_like_counts, read_batches, read_cells
+    from bioren.annotations import read_batches
+    from bioren.cells import looks_like_counts, read_cells
     from bioren.recipe import mark_variable_genes, normalize_counts
 
     samples = read_batches(adata, batch_key).names

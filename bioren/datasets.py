@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from bioren.annotations import read_batches
 from bioren.bridge import AffineBridge
 from bioren.by_sample import apply_by_sample
-from bioren.cells import read_batches
 from bioren.moments import Moments
 
 if TYPE_CHECKING:

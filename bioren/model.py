@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 
 from bioren.alignment import Alignment, Removal, align, warn_apart
+from bioren.annotations import (
+    Batches,
+    BatchKey,
+    read_batches,
+    read_controls,
+    read_covariates,
+    read_labels,
+)
 from bioren.autoencoder import BridgeNetwork
 from bioren.blocks import Block
+from bioren.bridge import AffineBridge
 from bioren.by_sample import apply_by_sample
 from bioren.cells import (
     FEWEST_DIMENSIONS,
@@ -21,11 +30,11 @@ from bioren.cells import (
     check_strength,
     check_varies,
     has_negative,
-    read_batches,
     read_cells,
 )
-from bioren.projection import Projection
-from bioren.states import ConditionalBridge
+from bioren.denoising import Denoiser, reliability
+from bioren.projection import Projection, gather_rows
+from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import Epoch, TrainingOptions, decode, embed, split, train
 
 if TYPE_CHECKING:
@@ -42,7 +51,9 @@ class RenormAutoencoder:
     2. An autoencoder of bridged expression, which starts as its principal components, embeds
        the cells; its decoder knows the samples by learned bridges (`bioren.autoencoder`).
     3. The conditional bridge removes what still differs between samples within a cell state of
-       the embedding (`bioren.states`).
+       the embedding, and what goes with a cell's depth: the number of genes detected in it, and
+       covariates that the caller names (`bioren.states`).
+    4. Cells are drawn towards their states as far as their places are noise (`bioren.denoising`).
 
     Parameters
     ----------
@@ -68,6 +79,8 @@ class RenormAutoencoder:
         Names along these axes.
     variable_genes_
         Genes that the network sees.
+    reliability_
+        Share of each dimension's variance within states that is not noise, ``(n_latent,)``.
     history_
         Reconstruction error by epoch: columns ``epoch``, ``training``, ``held_out``.
 
@@ -86,7 +99,7 @@ class RenormAutoencoder:
 
     def __init__(
         self,
-        n_latent: int = 30,
+        n_latent: int = 20,
         n_hidden: int = 256,
         *,
         strength: float = 1.0,
@@ -104,10 +117,13 @@ class RenormAutoencoder:
     def fit(
         self,
         adata: AnnData,
-        batch_key: str,
+        batch_key: BatchKey,
         *,
         layer: str | None = None,
         reference: str | Sequence[str] | None = None,
+        labels_key: str | None = None,
+        covariates: Sequence[str] = (),
+        controls_key: str | None = None,
     ) -> Self:
         """Find bridges, network and states; `adata` is not changed.
 
@@ -117,12 +133,21 @@ class RenormAutoencoder:
             Log-expression; ``var["highly_variable"]``, where present, marks the genes that the
             network sees.  Any gene gets a bridge.
         batch_key
-            Column of ``adata.obs`` that says which sample a cell is from.
+            Column of ``adata.obs`` that says which sample a cell is from, or several whose
+            combinations are the samples.
         layer
             Layer to read; None: ``adata.X``.
         reference
             Sample, or samples, to whose scale all are brought; None: the pooled population, in
             which each sample weighs the same.
+        labels_key
+            Column of known cell types; missing for some cells, if need be.  Samples are then
+            compared within them: no state reaches over two.
+        covariates
+            Columns of numbers that are regressed out of the embedding within states.
+        controls_key
+            Boolean column: the sample's effect is taken from these cells alone, and removed
+            from all.
 
         Raises
         ------
@@ -130,48 +155,62 @@ class RenormAutoencoder:
             There is no such column or layer.
         ValueError
             The values look like counts or are not finite; the labels cannot be samples; a
-            setting is out of range.
+            setting is out of range; a covariate has no finite numbers; a sample has no control.
         """
         check_strength(self.strength)
         if self.n_latent < FEWEST_DIMENSIONS:
             msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
             raise ValueError(msg)
         batches = read_batches(adata, batch_key)
+        self.batch_key_, self.layer_ = batch_key, layer
+        self.labels_key_, self.covariates_ = labels_key, tuple(np.atleast_1d(covariates).tolist())
+        self.labels_: list[str] | None = None
         cells = read_cells(adata, layer)
         check_log_scale(cells.x)
         in_reference = batches.select(reference)
         rng = np.random.default_rng(self.rng)
-        codes, n_samples = batches.codes, len(batches.names)
         variable = cells.variable_matrix()
         check_varies(variable)
+        if labels_key is not None:
+            self.labels_ = read_labels(adata, labels_key)[1]
+        facts = self._facts(adata, batches, variable)
+        controls = None if controls_key is None else read_controls(adata, controls_key, batches)
 
-        self.batch_key_ = batch_key
-        self.layer_ = layer
         self.signed_ = has_negative(cells.x)
         self.samples_ = batches.names
         self.genes_ = cells.genes
         self.variable_genes_ = cells.genes[cells.variable]
-        self.alignment_ = align(
-            cells.x,
-            codes,
-            n_samples,
-            rng=rng,
-            variable=(variable, cells.variable),
-            in_reference=in_reference,
-            removal=Removal(self.strength, max_removed=self.max_removed),
-        )
+        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, rng)
         warn_apart(batches.names, self.alignment_)
 
-        self.network_, history = self._fit_network(variable, cells, codes, in_reference, rng)
+        self.network_, history = self._fit_network(variable, cells, facts.codes, in_reference, rng)
         self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
 
-        z = embed(self.network_, variable, codes)
-        self.states_ = ConditionalBridge.fit(
-            z, codes, n_samples, rng=rng, in_reference=in_reference, strength=self.strength
+        z = embed(self.network_, variable, facts.codes)
+        compared = slice(None) if controls is None else controls
+        states = ConditionalBridge.fit(
+            z[compared],
+            facts.of(compared),
+            len(batches.names),
+            rng=rng,
+            in_reference=in_reference,
+            strength=self.strength,
         )
+        self.states_ = states.limited(self._within_limits)
+        full, share, _ = self.states_.place(z, facts)
+        self.reliability_ = reliability(
+            variable,
+            facts.codes,
+            share,
+            self._of_variable_genes(self.alignment_.full),
+            self._center(),
+            z.shape[1],
+            rng,
+        )
+        self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
         return self
 
-    def embed(self, adata: AnnData, *, batch_key: str | None = None) -> np.ndarray:
+    def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return each cell's place in the reference population, shape ``(cells, n_latent)``.
 
         It depends on the cell and its sample alone, not on the other cells given.
@@ -180,6 +219,7 @@ class RenormAutoencoder:
         ----------
         adata
             Cells of samples that the model was fitted on; the network's genes in any order.
+            Covariates as in `fit`; labels count where the column is there.
         batch_key
             Column that names the samples; None: the one of `fit`.
 
@@ -190,11 +230,16 @@ class RenormAutoencoder:
         KeyError, ValueError
             Genes are missing, samples unknown, values not finite.
         """
-        cells, codes = self._read(adata, batch_key, self._fitted().variable_genes_)
-        z = embed(self.network_, cells.variable_matrix(), codes)
-        return self.states_.apply(z, codes)
+        cells, batches = self._read(adata, batch_key, self._fitted().variable_genes_)
+        x = cells.variable_matrix()
+        facts = self._facts(adata, batches, x)
+        z = embed(self.network_, x, facts.codes)
+        full, share, kept = self.states_.place(z, facts)
+        place: np.ndarray = self.denoiser_.apply(full, share) + kept
+        place += self._kept_by_bridges(x, facts.codes)
+        return place
 
-    def correct(self, adata: AnnData, *, batch_key: str | None = None) -> np.ndarray:
+    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
 
         Each cell passes the standardised bridge of its sample: it keeps its own noise and the
@@ -205,11 +250,11 @@ class RenormAutoencoder:
         adata, batch_key
             As for `embed`; all genes of `adata` must be known, in any order.
         """
-        cells, codes = self._read(adata, batch_key, None)
+        cells, batches = self._read(adata, batch_key, None)
         columns = self._known(adata.var_names)
-        return apply_by_sample(cells.x, codes, self.alignment_.bridges[:, columns])
+        return apply_by_sample(cells.x, batches.codes, self.alignment_.bridges[:, columns])
 
-    def decode(self, adata: AnnData, *, batch_key: str | None = None) -> pd.DataFrame:
+    def decode(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> pd.DataFrame:
         """Return denoised expression as if measured in the reference population.
 
         Parameters
@@ -244,7 +289,7 @@ class RenormAutoencoder:
         """Train from the principal components of the training cells; `x` is the variable genes."""
         samples = self.alignment_.samples.of_genes(cells.variable)
         population = self.alignment_.reference.of_genes(cells.variable)
-        bridges = self.alignment_.bridges[:, cells.variable]
+        bridges = self.alignment_.full[:, cells.variable]
 
         def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
             found = Projection.fit(x[rows], codes[rows], bridges, population.mean, most, rng)
@@ -263,20 +308,95 @@ class RenormAutoencoder:
             network.start_from(samples, population, everything, in_reference)
         return network, history
 
+    def _align(
+        self,
+        cells: Cells,
+        variable: Block,
+        facts: CellFacts,
+        controls: np.ndarray | None,
+        in_reference: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> Alignment:
+        x = cells.x
+        if controls is not None:
+            x, variable, facts = gather_rows(x, controls), variable[controls], facts.of(controls)
+        return align(
+            x,
+            facts,
+            int(facts.codes.max()) + 1,
+            rng=rng,
+            variable=(variable, cells.variable),
+            in_reference=in_reference,
+            removal=Removal(self.strength, max_removed=self.max_removed),
+        )
+
+    def _facts(self, adata: AnnData, batches: Batches, variable: Block) -> CellFacts:
+        """Read what is known of the cells; the first covariate is how many genes are detected."""
+        detected = np.asarray((variable != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
+        covariates = np.hstack([np.log1p(detected), read_covariates(adata, self.covariates_)])
+        labels = None
+        if self.labels_key_ is not None and self.labels_key_ in adata.obs:
+            labels, _ = read_labels(adata, self.labels_key_, names=self.labels_)
+        return CellFacts(batches.codes, covariates, labels)
+
+    def _center(self) -> np.ndarray:
+        center: np.ndarray = self._of_variable_genes(self.alignment_.reference.mean)
+        return center
+
+    def _of_variable_genes(self, table: Any) -> Any:
+        """Return the variable genes' columns of an array or bridge whose last axis is genes."""
+        columns = self.genes_.get_indexer(self.variable_genes_)
+        return table[:, columns] if isinstance(table, AffineBridge) else table[..., columns]
+
+    def _loadings(self) -> np.ndarray:
+        loadings: np.ndarray = self.network_.components.detach().cpu().numpy()
+        return loadings
+
+    def _within_limits(self, shifts: np.ndarray) -> np.ndarray:
+        """Cut shifts of the embedding such that no gene moves by more than `max_removed`.
+
+        What the bridges of the genes remove counts towards the limit, which holds for the genes
+        as the components rebuild them.
+        """
+        d_max = math.inf if self.max_removed is None else self.max_removed[1]
+        if math.isinf(d_max):
+            return shifts
+        effects = self.alignment_
+        spread = effects.reference.std()
+        removed = self._of_variable_genes(effects.d * effects.removed * spread)
+        most = d_max * self._of_variable_genes(spread)
+        loadings = self._loadings()
+        cut = np.empty_like(shifts)
+        for sample, before in enumerate(removed):
+            whole = before + shifts[sample] @ loadings.T  # states x genes
+            cut[sample] = (whole.clip(-most, most) - before) @ loadings
+        return cut
+
+    def _kept_by_bridges(self, x: Block, codes: np.ndarray) -> np.ndarray:
+        """Return what strength and limits leave of the genes' effects, in the embedding."""
+        bridges, full = map(
+            self._of_variable_genes, (self.alignment_.bridges, self.alignment_.full)
+        )
+        kept = AffineBridge(bridges.scale - full.scale, bridges.shift - full.shift)
+        if not (kept.scale.any() or kept.shift.any()):
+            return np.zeros((len(codes), self.network_.components.shape[1]), dtype=np.float32)
+        loadings = self._loadings()
+        return Projection(np.zeros(len(loadings)), loadings).apply(x, codes, kept)
+
     def _fitted(self) -> Self:
         if not hasattr(self, "states_"):
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
         return self
 
     def _read(
-        self, adata: AnnData, batch_key: str | None, genes: pd.Index | None
-    ) -> tuple[Cells, np.ndarray]:
+        self, adata: AnnData, batch_key: BatchKey | None, genes: pd.Index | None
+    ) -> tuple[Cells, Batches]:
         self._fitted()
         batches = read_batches(adata, batch_key or self.batch_key_, names=self.samples_)
         cells = read_cells(adata, self.layer_, genes=genes)
         if not self.signed_:  # else a single cell without negative values might be refused
             check_log_scale(cells.x)
-        return cells, batches.codes
+        return cells, batches
 
     def _known(self, genes: pd.Index) -> np.ndarray:
         columns: np.ndarray = self.genes_.get_indexer(genes)

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bioren.alignment import Removal, align, warn_apart
+from bioren.annotations import BatchKey, read_batches, read_controls, read_labels
 from bioren.by_sample import apply_by_sample, scale_by_sample
 from bioren.cells import (
     check_log_scale,
     check_strength,
     check_varies,
     check_writable,
-    read_batches,
     read_cells,
     writable,
 )
+from bioren.projection import gather_rows
 from bioren.record import write_record
+from bioren.states import CellFacts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,13 +31,15 @@ __all__ = ["bridge"]
 
 def bridge(
     adata: AnnData,
-    batch_key: str,
+    batch_key: BatchKey,
     *,
     reference: str | Sequence[str] | None = None,
     layer: str | None = None,
     key_added: str = "bioren",
     center: bool = True,
     standardize: bool = True,
+    labels_key: str | None = None,
+    controls_key: str | None = None,
     strength: float = 1.0,
     max_kept: tuple[float, float] | None = None,
     max_removed: tuple[float, float] | None = (2.0, math.inf),
@@ -53,7 +57,8 @@ def bridge(
     adata
         Log-expression, or bulk values on a log scale.
     batch_key
-        Column of ``adata.obs`` that says which sample a cell is from.
+        Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
+        combination that occurs is then a sample.
     reference
         Sample, or samples, to whose scale all are brought; None: the pooled population, in
         which each sample weighs the same.
@@ -66,6 +71,11 @@ def bridge(
     standardize
         Whether to compare samples within cell states.  Without, their plain moments are
         compared, whatever their composition.
+    labels_key
+        Column of known cell types; missing for some cells, if need be.  Samples are then
+        compared within them.
+    controls_key
+        Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     strength
         Share of each effect that is removed, in [0, 1].
     max_kept, max_removed
@@ -100,13 +110,19 @@ def bridge(
     batches = read_batches(adata, batch_key)
     cells = read_cells(adata, layer)
     check_log_scale(cells.x)
+    labels = None if labels_key is None else read_labels(adata, labels_key)[0]
+    facts, compared = CellFacts(batches.codes, labels=labels), cells
+    if controls_key is not None:
+        controls = read_controls(adata, controls_key, batches)
+        compared = cells._replace(x=gather_rows(cells.x, controls))
+        facts = facts.of(controls)
     variable = None
     if standardize:
-        variable = cells.variable_matrix(), cells.variable
+        variable = compared.variable_matrix(), compared.variable
         check_varies(variable[0])
     alignment = align(
-        cells.x,
-        batches.codes,
+        compared.x,
+        facts,
         len(batches.names),
         rng=np.random.default_rng(rng),
         variable=variable,
@@ -127,6 +143,8 @@ def bridge(
         "reference": reference,
         "center": center,
         "standardize": standardize,
+        "labels_key": labels_key,
+        "controls_key": controls_key,
         "strength": strength,
         "max_kept": max_kept,
         "max_removed": max_removed,

@@ -17,7 +17,7 @@ from bioren.blocks import Block, row_blocks, stacked
 from bioren.bridge import AffineBridge
 from bioren.by_sample import scale_rows
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "gather_rows"]
 
 #: Components are found on at most so many cells; all cells are projected.
 MAX_CELLS = 20_000
@@ -73,7 +73,7 @@ class Projection:
         cells = np.arange(x.shape[0])
         if len(cells) > MAX_CELLS:
             cells = np.sort(rng.choice(cells, MAX_CELLS, replace=False))
-        operator = _centered(_rows(x, cells), codes[cells], bridges, center)
+        operator = _centered(gather_rows(x, cells), codes[cells], bridges, center)
         most = min(operator.shape) - 1
         n_components = min(n_components, most)
         if n_components < 1:
@@ -129,8 +129,8 @@ def _centered(
     )
 
 
-def _rows(x: Any, cells: np.ndarray) -> Block:
-    """Gather some rows, given in ascending order."""
+def gather_rows(x: Any, cells: np.ndarray) -> Block:
+    """Return some rows of any matrix that `row_blocks` reads, given in ascending order."""
     found = []
     for rows, block in row_blocks(x):
         inside = cells[(cells >= rows.start) & (cells < rows.stop)]

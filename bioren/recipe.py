@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bioren.cells import looks_like_counts, read_batches
+from bioren.annotations import read_batches
+from bioren.cells import looks_like_counts
 from bioren.moments import Moments
 
 if TYPE_CHECKING:

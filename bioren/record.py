@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bioren.alignment import Alignment
-from bioren.cells import Batches
+from bioren.annotations import Batches
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,13 +33,13 @@ def write_record(
 ) -> None:
     """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither."""
     record: dict[str, Any] = {
-        "batch_key": batches.key,
+        "batch_key": _storable(batches.key),
         "samples": np.array(batches.names, dtype=object),
         "genes": np.array(genes.astype(str), dtype=object),
         "cells": np.bincount(batches.codes, minlength=len(batches.names)),
         "overlap": alignment.overlap_before,
         "settings": {
-            name: np.array(value) if isinstance(value, tuple | list) else value
+            name: _storable(value)
             for name, value in settings.items()
             if value is not None and not isinstance(value, np.random.Generator)
         },
@@ -58,3 +58,9 @@ def effects_table(record: Mapping[str, Any]) -> pd.DataFrame:
         "cells": np.repeat(record["cells"], len(genes)),
     }
     return pd.DataFrame(table | {name: np.ravel(record[name]) for name in TABLES})
+
+
+def _storable(value: Any) -> Any:
+    if not isinstance(value, tuple | list):
+        return value
+    return np.array(value, dtype=object if isinstance(value[0], str) else None)

@@ -2,14 +2,16 @@
 
 States are found by maximum-diversity clustering and what differs between samples within a state
 is shifted away, as in Harmony (Korsunsky et al. 2019, *Nature Methods* 16:1289, equations 3 to
-13), with three differences:
+13), with these differences:
 
 * the target is a reference population in which each sample weighs the same, or the samples that
   the caller names;
-* a shift that its own standard error explains is shrunk to nothing (James & Stein 1961), so
-  that samples without a batch effect stay as they are;
-* each round is kept as a pure function of a cell's embedding and its sample.  The fitted bridge
-  therefore gives a cell the same result alone, in any chunk and in any order.
+* shifts are shrunk as far as their own standard errors explain them, so that samples without a
+  batch effect stay as they are;
+* covariates such as a cell's depth are regressed out within states, whose own levels stay;
+* known labels, of some cells or all, keep states from reaching over two labels;
+* each round is kept as a pure function of a cell, what is known of it, and its sample.  The
+  fitted bridge therefore gives a cell the same result alone, in any chunk and in any order.
 
 Arrays: z cells x dims, responsibilities cells x states, codes cells, tables samples x states.
 """
@@ -17,17 +19,23 @@ Arrays: z cells x dims, responsibilities cells x states, codes cells, tables sam
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
-from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from bioren.moments import Moments
 
-__all__ = ["ConditionalBridge", "Round", "StateOptions"]
+__all__ = ["CellFacts", "ConditionalBridge", "Placed", "Round", "StateOptions"]
+
+#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
+TINY = 1e-12
+
+#: Added to the log-responsibility where a label rules a state out.
+NEVER = -1e9
 
 
 class StateOptions(NamedTuple):
@@ -41,6 +49,8 @@ class StateOptions(NamedTuple):
         Reward for states that all samples share (theta); 0 is plain soft k-means.
     prior_cells
         A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
+    prior_slope
+        A covariate's slope counts ``n / (n + prior_slope)`` for ``n`` cells in a state.
     rounds
         At most so many rounds of clustering and shifting, at least one.
     """
@@ -48,7 +58,33 @@ class StateOptions(NamedTuple):
     width: float = 0.1
     diversity: float = 2.0
     prior_cells: float = 1.0
+    prior_slope: float = 100.0
     rounds: int = 10
+
+
+class CellFacts(NamedTuple):
+    """What is known of each cell, apart from its expression.
+
+    Attributes
+    ----------
+    codes
+        Sample, in ``range(n_samples)``, shape ``(cells,)``.
+    covariates
+        Continuous covariates, shape ``(cells, covariates)``; None: there are none.
+    labels
+        Number of the cell's label, -1 where it is unknown, shape ``(cells,)``; None: all unknown.
+    """
+
+    codes: np.ndarray
+    covariates: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def of(self, cells: np.ndarray | slice) -> CellFacts:
+        """Return what is known of some cells."""
+        covariates, labels = (
+            None if fact is None else fact[cells] for fact in (self.covariates, self.labels)
+        )
+        return CellFacts(self.codes[cells], covariates, labels)
 
 
 class Round(NamedTuple):
@@ -62,11 +98,35 @@ class Round(NamedTuple):
         Added to the log-responsibility of a sample's cells, shape ``(samples, states)``.
     shifts
         Subtracted from a sample's cells in a state, shape ``(samples, states, dims)``.
+    slopes
+        Of the covariates within a state, shape ``(states, covariates, dims)``.
+    levels
+        The covariates' means, shape ``(samples, states, covariates)``.
     """
 
     centers: np.ndarray
     log_odds: np.ndarray
     shifts: np.ndarray
+    slopes: np.ndarray
+    levels: np.ndarray
+
+
+class Placed(NamedTuple):
+    """Cells in the reference population.
+
+    Attributes
+    ----------
+    full
+        Embedding from which everything that differs between samples is removed.
+    share
+        Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
+    kept
+        What is to stay of the samples' differences: ``full + kept`` is the result.
+    """
+
+    full: np.ndarray
+    share: np.ndarray
+    kept: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,16 +139,26 @@ class ConditionalBridge:
         The frozen rounds, in the order of their application.
     width
         Softness of the assignment, as fitted.
+    kept
+        Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
+    state_labels
+        Label whose cells alone a state takes, -1 for any unlabelled cell, shape ``(states,)``;
+        None: the model was fitted without labels.
+    unit
+        Unit of each covariate, its standard deviation within samples.
     """
 
     rounds: tuple[Round, ...]
     width: float
+    kept: np.ndarray
+    state_labels: np.ndarray | None
+    unit: np.ndarray
 
     @classmethod
     def fit(
         cls,
         z: np.ndarray,
-        codes: np.ndarray,
+        facts: CellFacts,
         n_samples: int,
         *,
         rng: np.random.Generator,
@@ -96,15 +166,15 @@ class ConditionalBridge:
         n_states: int | None = None,
         strength: float = 1.0,
         options: StateOptions | None = None,
-    ) -> ConditionalBridge:
+    ) -> Self:
         """Find states and shifts.
 
         Parameters
         ----------
         z
             Embedding, shape ``(cells, dims)``, finite.
-        codes
-            Sample of each cell, in ``range(n_samples)``.
+        facts
+            Sample, covariates and label of each cell.
         n_samples
             Number of samples.
         rng
@@ -129,52 +199,68 @@ class ConditionalBridge:
             raise ValueError(msg)
         in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
         n_states = min(n_states or default_n_states(len(z)), len(z))
+        unit = _within_sample_spread(facts, n_samples)
+        covariates = _in_units(facts, unit)
+        centers, state_labels = _start(_unit(z), facts.labels, n_states, rng)
+        allowed = _allowed(facts.labels, state_labels)
+
         rounds: list[Round] = []
         moved = z
         for _ in range(options.rounds):
-            start = rounds[-1].centers if rounds else None
             centers, log_odds = _diverse_clusters(
-                _unit(moved), codes, n_samples, n_states, start, options, rng
+                _unit(moved), facts.codes, n_samples, centers, allowed, options, rng
             )
-            share = _responsibilities(moved, codes, centers, log_odds, options.width)
-            by_state = Moments.by_group(z, codes, n_samples, share)
-            effective = _effective_cells(share, codes, n_samples)
-            shifts = strength * _state_shifts(
-                by_state, effective, in_reference, options.prior_cells
-            )
-            rounds.append(Round(centers, log_odds, shifts))
-            before, moved = moved, _shifted(z, codes, share, shifts)
+            share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
+            by_state = Moments.by_group(z, facts.codes, n_samples, share)
+            effective = _effective_cells(share, facts.codes, n_samples)
+            shifts = _state_shifts(by_state, effective, in_reference, options.prior_cells)
+            slopes, levels = _slopes(z, covariates, facts.codes, share, by_state, options)
+            rounds.append(Round(centers, log_odds, shifts, slopes, levels))
+            before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
             if _relative_change(before, moved) < 1e-3:
                 break
-        return cls(tuple(rounds), options.width)
+        kept = (1 - strength) * rounds[-1].shifts
+        return cls(tuple(rounds), options.width, kept, state_labels, unit)
 
-    def apply(self, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def limited(self, limit: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """Return the bridge that removes no more than ``limit(shifts)`` of what it removes now."""
+        removed = self.rounds[-1].shifts - self.kept
+        return replace(self, kept=self.rounds[-1].shifts - limit(removed))
+
+    def apply(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
         """Carry cells to the reference population.
 
         Parameters
         ----------
         z
             Embedding before the bridge, shape ``(cells, dims)``.
-        codes
-            Sample of each cell, as in `fit`.
+        facts
+            Sample, covariates and label of each cell, as in `fit`; labels may be unknown.
 
         Returns
         -------
         numpy.ndarray
-            Shape and dtype of `z`.  Each row depends on its own cell and sample alone.
+            Shape and dtype of `z`.  Each row depends on its own cell alone.
         """
-        return self._run(z, codes)[0]
+        placed = self.place(z, facts)
+        moved: np.ndarray = placed.full + placed.kept
+        return moved
 
-    def states(self, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def states(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
         """Return each cell's share in each state, shape ``(cells, states)``, rows sum to 1."""
-        return self._run(z, codes)[1]
+        return self.place(z, facts).share
 
-    def _run(self, z: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
+        """Return the embedding without what is to go, its states, and what is to stay."""
+        covariates = _in_units(facts, self.unit)
+        allowed = _allowed(facts.labels, self.state_labels)
         moved = z
         for step in self.rounds:
-            share = _responsibilities(moved, codes, step.centers, step.log_odds, self.width)
-            moved = _shifted(z, codes, share, step.shifts)
-        return moved, share
+            share = _responsibilities(
+                moved, facts.codes, step.centers, step.log_odds, allowed, self.width
+            )
+            moved = _moved(z, facts.codes, covariates, share, step)
+        return Placed(moved, share, _mixed(share, facts.codes, self.kept).astype(z.dtype))
 
 
 def default_n_states(n_cells: int) -> int:
@@ -182,12 +268,48 @@ def default_n_states(n_cells: int) -> int:
     return int(np.clip(round(n_cells / 30), 1, 100))
 
 
+def _start(
+    unit: np.ndarray, labels: np.ndarray | None, n_states: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the first centers and the label of each; every label has a state of its own."""
+    if labels is None:
+        return _k_means(unit, n_states, rng), None
+    centers, of_state = [], []
+    for label, n_cells in zip(*np.unique(labels, return_counts=True), strict=True):
+        some = max(1, round(n_states * n_cells / len(labels)))
+        centers.append(_k_means(unit[labels == label], some, rng))
+        of_state.append(np.full(len(centers[-1]), label))
+    return np.concatenate(centers), np.concatenate(of_state)
+
+
+def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.ndarray:
+    seed = int(rng.integers(2**31))
+    n_states = min(n_states, len(unit))
+    with warnings.catch_warnings():
+        # Fewer distinct cells than states: some states then coincide, which does no harm.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
+    return _unit(kmeans.cluster_centers_)
+
+
+def _allowed(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.ndarray | None:
+    """Return 0 where a cell may be in a state, `NEVER` where not; cells x states, or None.
+
+    A cell whose label is unknown, or was when the states were found, may be in any.
+    """
+    if labels is None or state_labels is None:
+        return None
+    known = np.isin(labels, state_labels[state_labels >= 0])
+    other = labels[:, None] != state_labels
+    return np.where(known[:, None] & other, NEVER, 0.0)
+
+
 def _diverse_clusters(
     unit: np.ndarray,
     codes: np.ndarray,
     n_samples: int,
-    n_states: int,
-    centers: np.ndarray | None,
+    centers: np.ndarray,
+    allowed: np.ndarray | None,
     options: StateOptions,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -195,31 +317,28 @@ def _diverse_clusters(
 
     Returns the centers and, per sample and state, ``theta * log(expected / observed)``.
     """
-    if centers is None:
-        seed = int(rng.integers(2**31))
-        with warnings.catch_warnings():
-            # Fewer distinct cells than states: some states then coincide, which does no harm.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
-        centers = _unit(kmeans.cluster_centers_)
     proportion = np.bincount(codes, minlength=n_samples) / len(codes)
 
-    share = _softmax(2 * (unit @ centers.T - 1) / options.width)
+    def closeness_to(centers: np.ndarray) -> np.ndarray:
+        closeness: np.ndarray = 2 * (unit @ centers.T - 1) / options.width
+        return closeness if allowed is None else closeness + allowed
+
+    share = _softmax(closeness_to(centers))
     observed = sample_sums(share, codes, n_samples)  # samples x states
     before = np.inf
     n_blocks = min(20, len(unit))
     for _ in range(20):
         centers = _unit(share.T @ unit)
-        closeness = 2 * (unit @ centers.T - 1) / options.width
+        closeness = closeness_to(centers)
         order = rng.permutation(len(unit))
         for block in np.array_split(order, n_blocks):
             observed -= sample_sums(share[block], codes[block], n_samples)
-            odds = _log_odds(observed, proportion, options.diversity)
+            odds = _log_odds(observed, proportion, options.diversity).astype(unit.dtype)
             share[block] = _softmax(closeness[block] + odds[codes[block]])
             observed += sample_sums(share[block], codes[block], n_samples)
         # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
         odds = _log_odds(observed, proportion, options.diversity)
-        entropy = np.sum(share * np.log(share + 1e-12))
+        entropy = np.sum(share * np.log(share + share.dtype.type(TINY)))
         objective = entropy - np.sum(share * closeness) - np.sum(observed * odds)
         if before - objective < 1e-4 * abs(objective):
             break
@@ -229,7 +348,7 @@ def _diverse_clusters(
 
 def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) -> np.ndarray:
     expected = proportion[:, None] * observed.sum(axis=0)
-    odds: np.ndarray = diversity * np.log((expected + 1) / (observed.clip(0) + 1))
+    odds: np.ndarray = diversity * np.log((expected.clip(0) + 1) / (observed.clip(0) + 1))
     return odds
 
 
@@ -239,61 +358,137 @@ def _state_shifts(
     """Estimate each sample's shift from the reference within each state; samples x states x dims.
 
     Ridge regression on the sample, weighted by the share in the state, whose intercept is the
-    reference: a mean in which samples with many cells weigh the same.
+    reference: a mean in which samples with many cells weigh the same.  All shifts of a sample,
+    in units of the spread within states, are taken as draws around zero (empirical Bayes): what
+    their squares leave once the squared standard errors are subtracted says how far each is
+    trusted.
     """
     trust = by_state.count / (by_state.count + prior_cells)  # samples x states
     weight = trust * in_reference[:, None]
     center = np.einsum("sk,skd->kd", weight, by_state.mean)
-    center /= np.maximum(weight.sum(axis=0), 1e-12)[:, None]
+    center /= np.maximum(weight.sum(axis=0), TINY)[:, None]
     shift = by_state.mean - center
-    # Share of the squared length beyond what sampling error alone would give it.
-    within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), 1e-12)[:, None]
-    error2 = within / np.maximum(effective, 1)[..., None]
-    scaled = np.square(shift) / np.maximum(error2, 1e-12)
-    signal = 1 - shift.shape[-1] / np.maximum(scaled.sum(axis=-1), 1e-12)
+    within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
+    error2 = 1 / np.maximum(effective, 1)  # samples x states, in units of `within`
+    square = np.mean(np.square(shift) / np.maximum(within, TINY), axis=-1)
+    cells = by_state.count / (by_state.count + 10)
+    excess = np.sum(cells * (square - error2), axis=1) / np.maximum(cells.sum(axis=1), TINY)
+    signal = excess.clip(0)[:, None]
     # Nothing leads to a reference that holds less than a cell of this state.
     there = (by_state.count * in_reference[:, None]).sum(axis=0)  # states
-    trust = trust * np.minimum(there, 1)
-    shrunk: np.ndarray = shift * (trust * signal.clip(0))[..., None]
+    trust = trust * np.minimum(there, 1) * signal / (signal + error2)
+    shrunk: np.ndarray = shift * trust[..., None]
     return shrunk
+
+
+def _slopes(
+    z: np.ndarray,
+    covariates: np.ndarray,
+    codes: np.ndarray,
+    share: np.ndarray,
+    by_state: Moments,
+    options: StateOptions,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regress the embedding on the covariates within samples and states, by ridge regression.
+
+    Returns slopes, states x covariates x dims, and levels, samples x states x covariates; few
+    cells of a sample in a state take the level of all of them.
+    """
+    n_samples, n_states = by_state.count.shape
+    n_covariates = covariates.shape[1]
+    levels = np.zeros((n_samples, n_states, n_covariates))
+    cross = np.zeros((n_states, n_covariates, z.shape[1]))
+    square = np.zeros((n_states, n_covariates, n_covariates))
+    if n_covariates == 0:
+        return cross, levels
+    for sample in np.unique(codes):
+        cells = codes == sample
+        here, part, count = covariates[cells], share[cells], by_state.count[sample]
+        levels[sample] = (part.T @ here) / np.maximum(count, TINY)[:, None]
+        for c in range(n_covariates):
+            weighted = part * here[:, [c]]
+            cross[:, c] += weighted.T @ z[cells]
+            cross[:, c] -= (count * levels[sample, :, c])[:, None] * by_state.mean[sample]
+            square[:, c] += weighted.T @ here
+            square[:, c] -= (count * levels[sample, :, c])[:, None] * levels[sample]
+    slopes = np.linalg.solve(square + options.prior_slope * np.eye(n_covariates), cross)
+    count = by_state.count[..., None]
+    common = (count * levels).sum(axis=0) / np.maximum(count.sum(axis=0), TINY)
+    return slopes, (count * levels + 10 * common) / (count + 10)
 
 
 def _effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
     total = sample_sums(share, codes, n_samples)
     square = sample_sums(share**2, codes, n_samples)
-    effective: np.ndarray = total**2 / np.maximum(square, 1e-12)
+    effective: np.ndarray = total**2 / np.maximum(square, TINY)
     return effective
 
 
 def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
     """Sum the rows of each sample, samples x states, in double precision."""
-    cells = np.arange(len(codes))
-    membership = sparse.csr_matrix((np.ones(len(codes)), (codes, cells)), (n_samples, len(codes)))
-    sums: np.ndarray = membership @ share
+    sums = np.zeros((n_samples, share.shape[1]))
+    order = np.argsort(codes, kind="stable")
+    samples, starts = np.unique(codes[order], return_index=True)
+    if len(samples):
+        sums[samples] = np.add.reduceat(share[order], starts, axis=0, dtype=np.float64)
     return sums
 
 
 def _responsibilities(
-    z: np.ndarray, codes: np.ndarray, centers: np.ndarray, log_odds: np.ndarray, width: float
+    z: np.ndarray,
+    codes: np.ndarray,
+    centers: np.ndarray,
+    log_odds: np.ndarray,
+    allowed: np.ndarray | None,
+    width: float,
 ) -> np.ndarray:
-    return _softmax(2 * (_unit(z) @ centers.T - 1) / width + log_odds[codes])
+    logits = 2 * (_unit(z) @ centers.T - 1) / width + log_odds[codes].astype(z.dtype)
+    return _softmax(logits if allowed is None else logits + allowed)
 
 
-def _shifted(z: np.ndarray, codes: np.ndarray, share: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    moved = np.empty_like(z)
-    for sample in np.unique(codes):
-        cells = codes == sample
-        moved[cells] = z[cells] - share[cells] @ shifts[sample]
+def _moved(
+    z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, share: np.ndarray, step: Round
+) -> np.ndarray:
+    offset = _mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
+    for c in range(covariates.shape[1]):
+        offset += covariates[:, [c]] * (share @ step.slopes[:, c])
+    moved: np.ndarray = (z - offset).astype(z.dtype)
     return moved
 
 
+def _mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the mean of a table's rows, samples x states x dims, by each cell's shares."""
+    mixed = np.empty((len(share), table.shape[-1]))
+    for sample in np.unique(codes):
+        cells = codes == sample
+        mixed[cells] = share[cells] @ table[sample]
+    return mixed
+
+
+def _within_sample_spread(facts: CellFacts, n_samples: int) -> np.ndarray:
+    if facts.covariates is None:
+        return np.ones(0)
+    moments = Moments.by_group(facts.covariates, facts.codes, n_samples)
+    spread = np.sqrt(moments.m2.sum(axis=0) / len(facts.codes))
+    unit: np.ndarray = np.where(spread > 0, spread, 1.0)
+    return unit
+
+
+def _in_units(facts: CellFacts, unit: np.ndarray) -> np.ndarray:
+    given = np.zeros((len(facts.codes), 0)) if facts.covariates is None else facts.covariates
+    if given.shape[1] != len(unit):
+        msg = f"Fitted with {len(unit)} covariates, received {given.shape[1]}."
+        raise ValueError(msg)
+    return given / unit
+
+
 def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
-    return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), 1e-12)
+    return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), TINY)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
     return unit
 
 

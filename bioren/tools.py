@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.cells import check_strength, check_writable, read_batches, read_embedding, writable
+from bioren.annotations import (
+    BatchKey,
+    read_batches,
+    read_controls,
+    read_covariates,
+    read_labels,
+)
+from bioren.cells import check_strength, check_writable, read_embedding, writable
 from bioren.model import RenormAutoencoder
 from bioren.record import effects_table, write_record
-from bioren.states import ConditionalBridge
+from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -26,13 +33,16 @@ KEY = "bioren"
 
 def integrate(
     adata: AnnData,
-    batch_key: str,
+    batch_key: BatchKey,
     *,
     reference: str | Sequence[str] | None = None,
     layer: str | None = None,
     use_rep: str | None = None,
     key_added: str = "X_bioren",
-    n_latent: int = 30,
+    labels_key: str | None = None,
+    covariates: Sequence[str] = (),
+    controls_key: str | None = None,
+    n_latent: int = 20,
     strength: float = 1.0,
     max_removed: tuple[float, float] | None = (2.0, math.inf),
     decoded: bool = False,
@@ -52,7 +62,8 @@ def integrate(
         Log-expression (``sc.pp.normalize_total``, ``sc.pp.log1p``).  Genes marked in
         ``var["highly_variable"]``, where present, make the embedding; all genes are corrected.
     batch_key
-        Column of ``adata.obs`` that says which sample a cell is from.
+        Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
+        combination that occurs is then a sample.
     reference
         Sample, or samples, to whose scale all are brought; None: the pooled population, in
         which each sample weighs the same.
@@ -64,13 +75,22 @@ def integrate(
         `max_removed` and `training` play no part.
     key_added
         Name of the embedding in ``adata.obsm``.
+    labels_key
+        Column of known cell types; missing for some cells, if need be.  Samples are then
+        compared within them: no state reaches over two.
+    covariates
+        Columns of numbers that are regressed out of the embedding within states.  (The number of
+        genes detected in a cell always is, but for `use_rep`.)
+    controls_key
+        Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     n_latent
         Dimensions of the embedding.
     strength
         Share of each effect that is removed, in [0, 1].
     max_removed
         ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max`` or shifted by
-        more than ``d_max`` standard deviations; None: no such limit.
+        more than ``d_max`` standard deviations, in expression or by way of the embedding; None:
+        no such limit.
     decoded
         Whether to write decoded expression too.
     rng
@@ -120,7 +140,17 @@ def integrate(
                 "and decoded, or leave out use_rep."
             )
             raise ValueError(msg)
-        embedding = _integrate_embedding(adata, batch_key, reference, use_rep, strength, rng)
+        embedding = _integrate_embedding(
+            adata,
+            batch_key,
+            use_rep,
+            reference=reference,
+            labels_key=labels_key,
+            covariates=covariates,
+            controls_key=controls_key,
+            strength=strength,
+            rng=rng,
+        )
         adata = writable(adata, copy=copy)
         adata.obsm[key_added] = embedding
         return adata if copy else None
@@ -129,7 +159,15 @@ def integrate(
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
-    model.fit(adata, batch_key, layer=layer, reference=reference)
+    model.fit(
+        adata,
+        batch_key,
+        layer=layer,
+        reference=reference,
+        labels_key=labels_key,
+        covariates=covariates,
+        controls_key=controls_key,
+    )
     embedding = model.embed(adata)
     corrected = model.correct(adata)
     rebuilt = model.decode(adata) if decoded else None
@@ -143,6 +181,9 @@ def integrate(
     settings = {
         "layer": layer,
         "reference": reference,
+        "labels_key": labels_key,
+        "covariates": model.covariates_ or None,
+        "controls_key": controls_key,
         "n_latent": embedding.shape[1],
         "strength": strength,
         "max_removed": max_removed,
@@ -195,20 +236,27 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
 
 def _integrate_embedding(
     adata: AnnData,
-    batch_key: str,
-    reference: str | Sequence[str] | None,
+    batch_key: BatchKey,
     use_rep: str,
+    *,
+    reference: str | Sequence[str] | None,
+    labels_key: str | None,
+    covariates: Sequence[str],
+    controls_key: str | None,
     strength: float,
     rng: int | np.random.Generator,
 ) -> np.ndarray:
     batches = read_batches(adata, batch_key)
     z = read_embedding(adata, use_rep)
+    labels = None if labels_key is None else read_labels(adata, labels_key)[0]
+    facts = CellFacts(batches.codes, read_covariates(adata, covariates), labels)
+    controls = slice(None) if controls_key is None else read_controls(adata, controls_key, batches)
     states = ConditionalBridge.fit(
-        z,
-        batches.codes,
+        z[controls],
+        facts.of(controls),
         len(batches.names),
         rng=np.random.default_rng(rng),
         in_reference=batches.select(reference),
         strength=strength,
     )
-    return states.apply(z, batches.codes)
+    return states.apply(z, facts)

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from bioren.alignment import Removal, align, warn_apart
 from bioren.by_sample import apply_by_sample
 from bioren.cells import check_strength
+from bioren.states import CellFacts
 
 __all__ = ["BridgeTransformer"]
 
@@ -112,7 +113,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             )
         self.alignment_ = align(
             X,
-            codes,
+            CellFacts(codes),
             len(self.batches_),
             rng=np.random.default_rng(self.random_state),
             in_reference=self._in_reference(),
