@@ -164,7 +164,10 @@ def align(
     for turn in range(turns):
         if turn > 0:
             share = find_states(alignment.full[:, genes])
-        by_state = Moments.by_group(x, codes, n_samples, share)
+        # The last turn alone compares all cells: before, the bridge serves to find states.
+        cells = np.arange(len(codes)) if turn == turns - 1 else sketch
+        seen_genes = x if len(cells) == len(codes) else gather_rows(x, cells)
+        by_state = Moments.by_group(seen_genes, codes[cells], n_samples, share[cells])
         alignment = compare(standardize(by_state, in_reference), removal)
     return alignment._replace(overlap_before=overlap_before)
 

@@ -10,7 +10,7 @@ from scipy import sparse
 from bioren.blocks import Block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
 
-__all__ = ["apply_by_sample", "scale_by_sample", "scale_rows"]
+__all__ = ["apply_by_sample", "result_dtype", "scale_by_sample", "scale_rows"]
 
 
 def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndarray:
@@ -30,7 +30,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
     numpy.ndarray
         float64 where `x` is, else float32; computed in float64.
     """
-    out = np.empty(x.shape, dtype=_result_dtype(x))
+    out = np.empty(x.shape, dtype=result_dtype(x))
     for rows, block in row_blocks(x):
         scaled = to_dense(scale_rows(block, bridges.scale, codes[rows]))
         out[rows] = scaled + bridges.shift[codes[rows]]
@@ -39,7 +39,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
 
 def scale_by_sample(x: Any, codes: np.ndarray, scale: np.ndarray) -> Block:
     """Return ``scale[codes] * x``, in CSR form where `x` is sparse; dtype as `apply_by_sample`."""
-    dtype = _result_dtype(x)
+    dtype = result_dtype(x)
     return stacked(
         [scale_rows(block, scale, codes[rows]).astype(dtype) for rows, block in row_blocks(x)]
     )
@@ -54,5 +54,6 @@ def scale_rows(block: Block, scale: np.ndarray, codes: np.ndarray) -> Block:
     return sparse.csr_matrix((data, block.indices, block.indptr), shape=block.shape)
 
 
-def _result_dtype(x: Any) -> np.dtype:
+def result_dtype(x: Any) -> np.dtype:
+    """Return the type of corrected values: float64 where the input is, else float32."""
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)

@@ -22,7 +22,6 @@ from bioren.annotations import (
 from bioren.autoencoder import BridgeNetwork
 from bioren.blocks import Block
 from bioren.bridge import AffineBridge
-from bioren.by_sample import apply_by_sample
 from bioren.cells import (
     FEWEST_DIMENSIONS,
     Cells,
@@ -33,8 +32,17 @@ from bioren.cells import (
     read_cells,
 )
 from bioren.denoising import Denoiser, reliability
+from bioren.diagnosis import (
+    Diagnosis,
+    alone,
+    confounding,
+    structure_removed,
+    warn_confounded,
+    warn_structure,
+)
+from bioren.expression import ExpressionBridge
 from bioren.projection import Projection, gather_rows
-from bioren.states import CellFacts, ConditionalBridge
+from bioren.states import CellFacts, ConditionalBridge, sample_sums
 from bioren.training import Epoch, TrainingOptions, decode, embed, split, train
 
 if TYPE_CHECKING:
@@ -79,6 +87,8 @@ class RenormAutoencoder:
         Names along these axes.
     variable_genes_
         Genes that the network sees.
+    diagnosis_
+        Signs of over-correction by sample, `bioren.diagnosis.Diagnosis`.
     reliability_
         Share of each dimension's variance within states that is not noise, ``(n_latent,)``.
     history_
@@ -92,6 +102,8 @@ class RenormAutoencoder:
     """
 
     alignment_: Alignment
+    diagnosis_: Diagnosis
+    reliability_: np.ndarray
     samples_: list[str]
     genes_: pd.Index
     variable_genes_: pd.Index
@@ -124,6 +136,7 @@ class RenormAutoencoder:
         labels_key: str | None = None,
         covariates: Sequence[str] = (),
         controls_key: str | None = None,
+        condition_key: str | None = None,
     ) -> Self:
         """Find bridges, network and states; `adata` is not changed.
 
@@ -148,6 +161,9 @@ class RenormAutoencoder:
         controls_key
             Boolean column: the sample's effect is taken from these cells alone, and removed
             from all.
+        condition_key
+            Column of what is to be studied, such as a treatment: a warning says if it cannot be
+            told from the samples.  It has no influence on the result.
 
         Raises
         ------
@@ -175,6 +191,9 @@ class RenormAutoencoder:
             self.labels_ = read_labels(adata, labels_key)[1]
         facts = self._facts(adata, batches, variable)
         controls = None if controls_key is None else read_controls(adata, controls_key, batches)
+        if condition_key is not None:
+            condition, _ = read_labels(adata, condition_key)
+            warn_confounded(batch_key, condition_key, confounding(facts.codes, condition))
 
         self.signed_ = has_negative(cells.x)
         self.samples_ = batches.names
@@ -208,6 +227,9 @@ class RenormAutoencoder:
             rng,
         )
         self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
+        self.expression_ = self._bridge_expression(cells.x, facts, share, controls, in_reference)
+        self.diagnosis_ = self._diagnose(variable, facts.codes, share)
+        warn_structure(batches.names, self.diagnosis_.structure_removed)
         return self
 
     def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
@@ -230,11 +252,10 @@ class RenormAutoencoder:
         KeyError, ValueError
             Genes are missing, samples unknown, values not finite.
         """
-        cells, batches = self._read(adata, batch_key, self._fitted().variable_genes_)
+        cells, batches = self._read(adata, batch_key)
         x = cells.variable_matrix()
         facts = self._facts(adata, batches, x)
-        z = embed(self.network_, x, facts.codes)
-        full, share, kept = self.states_.place(z, facts)
+        full, share, kept = self.states_.place(embed(self.network_, x, facts.codes), facts)
         place: np.ndarray = self.denoiser_.apply(full, share) + kept
         place += self._kept_by_bridges(x, facts.codes)
         return place
@@ -242,17 +263,20 @@ class RenormAutoencoder:
     def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
 
-        Each cell passes the standardised bridge of its sample: it keeps its own noise and the
-        log scale, and ``alignment_.bridges`` leads back exactly.
+        Each cell passes the standardised bridge of its sample, and what then differs between
+        samples within its states is removed as well: it keeps its own noise and the log scale.
 
         Parameters
         ----------
         adata, batch_key
             As for `embed`; all genes of `adata` must be known, in any order.
         """
-        cells, batches = self._read(adata, batch_key, None)
-        columns = self._known(adata.var_names)
-        return apply_by_sample(cells.x, batches.codes, self.alignment_.bridges[:, columns])
+        cells, batches = self._read(adata, batch_key)
+        x = cells.variable_matrix()
+        facts = self._facts(adata, batches, x)
+        share = self.states_.states(embed(self.network_, x, facts.codes), facts)
+        bridge = self.expression_.of_genes(self._known(adata.var_names))
+        return bridge.apply(cells.x, facts.codes, share)
 
     def decode(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> pd.DataFrame:
         """Return denoised expression as if measured in the reference population.
@@ -339,6 +363,45 @@ class RenormAutoencoder:
             labels, _ = read_labels(adata, self.labels_key_, names=self.labels_)
         return CellFacts(batches.codes, covariates, labels)
 
+    def _bridge_expression(
+        self,
+        x: Any,
+        facts: CellFacts,
+        share: np.ndarray,
+        controls: np.ndarray | None,
+        in_reference: np.ndarray | None,
+    ) -> ExpressionBridge:
+        codes, effects = facts.codes, self.alignment_
+        if controls is not None:
+            x, codes, share = gather_rows(x, controls), codes[controls], share[controls]
+        d_max = math.inf if self.max_removed is None else self.max_removed[1]
+        spread = effects.reference.std()
+        return ExpressionBridge.fit(
+            x,
+            codes,
+            share,
+            effects.full,
+            kept=effects.bridges,
+            in_reference=in_reference,
+            strength=self.strength,
+            most=d_max * np.where(spread > 0, spread, 1.0),
+        )
+
+    def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:
+        """Compare the cells' places along the components before and after all bridges."""
+        projection = Projection(self._center(), self._loadings())
+        bridges = self._of_variable_genes(self.alignment_.bridges)
+        nothing = AffineBridge(np.ones_like(bridges.scale), np.zeros_like(bridges.shift))
+        before = projection.apply(x, codes, nothing)
+        after = projection.apply(x, codes, bridges) - self.states_.removed(share, codes)
+        n_samples = len(self.samples_)
+        return Diagnosis(
+            overlap_before=self.alignment_.overlap_before,
+            overlap=self.alignment_.overlap,
+            alone=alone(sample_sums(share, codes, n_samples)),
+            structure_removed=structure_removed(before, after, codes, n_samples),
+        )
+
     def _center(self) -> np.ndarray:
         center: np.ndarray = self._of_variable_genes(self.alignment_.reference.mean)
         return center
@@ -388,12 +451,10 @@ class RenormAutoencoder:
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
         return self
 
-    def _read(
-        self, adata: AnnData, batch_key: BatchKey | None, genes: pd.Index | None
-    ) -> tuple[Cells, Batches]:
+    def _read(self, adata: AnnData, batch_key: BatchKey | None) -> tuple[Cells, Batches]:
         self._fitted()
         batches = read_batches(adata, batch_key or self.batch_key_, names=self.samples_)
-        cells = read_cells(adata, self.layer_, genes=genes)
+        cells = read_cells(adata, self.layer_, genes=self.variable_genes_)
         if not self.signed_:  # else a single cell without negative values might be refused
             check_log_scale(cells.x)
         return cells, batches

@@ -17,7 +17,7 @@ from bioren.annotations import Batches
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["effects_table", "write_record"]
+__all__ = ["diagnosis_table", "effects_table", "write_record"]
 
 #: Entries of the record that are tables of samples x genes, as `Alignment` names them.
 TABLES = ("r", "d", "standard_error", "removed")
@@ -58,6 +58,12 @@ def effects_table(record: Mapping[str, Any]) -> pd.DataFrame:
         "cells": np.repeat(record["cells"], len(genes)),
     }
     return pd.DataFrame(table | {name: np.ravel(record[name]) for name in TABLES})
+
+
+def diagnosis_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the record's signs of over-correction, a row per sample."""
+    samples = pd.Index(list(map(str, record["samples"])), name="sample")
+    return pd.DataFrame({"cells": record["cells"], **record["diagnosis"]}, index=samples)
 
 
 def _storable(value: Any) -> Any:

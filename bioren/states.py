@@ -55,7 +55,7 @@ class StateOptions(NamedTuple):
         At most so many rounds of clustering and shifting, at least one.
     """
 
-    width: float = 0.1
+    width: float = 0.07
     diversity: float = 2.0
     prior_cells: float = 1.0
     prior_slope: float = 100.0
@@ -227,6 +227,11 @@ class ConditionalBridge:
         removed = self.rounds[-1].shifts - self.kept
         return replace(self, kept=self.rounds[-1].shifts - limit(removed))
 
+    def removed(self, share: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return the shift that is removed from each cell, shape ``(cells, dims)``."""
+        shift: np.ndarray = _mixed(share, codes, self.rounds[-1].shifts - self.kept)
+        return shift
+
     def apply(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
         """Carry cells to the reference population.
 
@@ -360,8 +365,8 @@ def _state_shifts(
     Ridge regression on the sample, weighted by the share in the state, whose intercept is the
     reference: a mean in which samples with many cells weigh the same.  All shifts of a sample,
     in units of the spread within states, are taken as draws around zero (empirical Bayes): what
-    their squares leave once the squared standard errors are subtracted says how far each is
-    trusted.
+    their squares exceed the squared standard errors by, beyond two standard errors of that itself,
+    says how far each is trusted.
     """
     trust = by_state.count / (by_state.count + prior_cells)  # samples x states
     weight = trust * in_reference[:, None]
@@ -372,8 +377,10 @@ def _state_shifts(
     error2 = 1 / np.maximum(effective, 1)  # samples x states, in units of `within`
     square = np.mean(np.square(shift) / np.maximum(within, TINY), axis=-1)
     cells = by_state.count / (by_state.count + 10)
-    excess = np.sum(cells * (square - error2), axis=1) / np.maximum(cells.sum(axis=1), TINY)
-    signal = excess.clip(0)[:, None]
+    whole = np.maximum(cells.sum(axis=1), TINY)
+    excess = np.sum(cells * (square - error2), axis=1) / whole
+    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * error2).sum(axis=1)) / whole
+    signal = (excess - 2 * uncertain).clip(0)[:, None]
     # Nothing leads to a reference that holds less than a cell of this state.
     there = (by_state.count * in_reference[:, None]).sum(axis=0)  # states
     trust = trust * np.minimum(there, 1) * signal / (signal + error2)
@@ -480,7 +487,8 @@ def _in_units(facts: CellFacts, unit: np.ndarray) -> np.ndarray:
     if given.shape[1] != len(unit):
         msg = f"Fitted with {len(unit)} covariates, received {given.shape[1]}."
         raise ValueError(msg)
-    return given / unit
+    in_units: np.ndarray = given / unit
+    return in_units
 
 
 def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
@@ -493,6 +501,6 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    x = np.exp(x - x.max(axis=1, keepdims=True))
-    x /= x.sum(axis=1, keepdims=True)
-    return x
+    shares: np.ndarray = np.exp(x - x.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares

@@ -17,7 +17,7 @@ from bioren.annotations import (
 )
 from bioren.cells import check_strength, check_writable, read_embedding, writable
 from bioren.model import RenormAutoencoder
-from bioren.record import effects_table, write_record
+from bioren.record import diagnosis_table, effects_table, write_record
 from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import TrainingOptions
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-__all__ = ["batch_effects", "integrate"]
+__all__ = ["batch_effects", "diagnose", "integrate"]
 
 #: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
 KEY = "bioren"
@@ -42,6 +42,7 @@ def integrate(
     labels_key: str | None = None,
     covariates: Sequence[str] = (),
     controls_key: str | None = None,
+    condition_key: str | None = None,
     n_latent: int = 20,
     strength: float = 1.0,
     max_removed: tuple[float, float] | None = (2.0, math.inf),
@@ -83,6 +84,9 @@ def integrate(
         genes detected in a cell always is, but for `use_rep`.)
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
+    condition_key
+        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
+        from the samples.  It has no influence on the result.
     n_latent
         Dimensions of the embedding.
     strength
@@ -113,7 +117,8 @@ def integrate(
         ``layers["bioren"]``
             Corrected log-expression of all genes, dense, shape ``(cells, genes)``.
         ``uns["bioren"]``
-            Effects per sample and gene, see `batch_effects`, and the training history.
+            Effects per sample and gene, see `batch_effects`; signs of over-correction, see
+            `diagnose`; the reliability of each dimension; and the training history.
         ``obsm["bioren_decoded"]``
             If `decoded`: denoised expression of the genes ``uns["bioren"]["variable_genes"]``,
             as if measured in the reference population.
@@ -167,6 +172,7 @@ def integrate(
         labels_key=labels_key,
         covariates=covariates,
         controls_key=controls_key,
+        condition_key=condition_key,
     )
     embedding = model.embed(adata)
     corrected = model.correct(adata)
@@ -184,12 +190,15 @@ def integrate(
         "labels_key": labels_key,
         "covariates": model.covariates_ or None,
         "controls_key": controls_key,
+        "condition_key": condition_key,
         "n_latent": embedding.shape[1],
         "strength": strength,
         "max_removed": max_removed,
         "rng": rng,
     }
     write_record(adata, KEY, batches, model.genes_, model.alignment_, settings)
+    adata.uns[KEY]["diagnosis"] = model.diagnosis_._asdict()
+    adata.uns[KEY]["reliability"] = model.reliability_
     adata.uns[KEY]["variable_genes"] = model.variable_genes_.to_numpy(dtype=object)
     adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
     return adata if copy else None
@@ -232,6 +241,45 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         )
         raise KeyError(msg)
     return effects_table(adata.uns[key])
+
+
+def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
+    """Return signs of over-correction for each sample, as found by the last `integrate`.
+
+    Parameters
+    ----------
+    adata
+        After `integrate`.
+    key
+        Name of the record in ``adata.uns``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per sample, with the columns
+
+        ``cells``
+            The sample's number of cells.
+        ``overlap_before``, ``overlap``
+            Share of the sample in cell states that other samples have too, before correction and
+            after it.  Near 0: nothing to compare it with.
+        ``alone``
+            Share of the sample in states of the embedding that it has for itself.  They keep
+            their place; a type that should be shared and is not was not integrated.
+        ``structure_removed``
+            Share of the sample's own variance that the correction changed.  A shift of all cells
+            alike changes nothing; values above .25 are warned of.
+
+    Raises
+    ------
+    KeyError
+        There is no such record.
+    """
+    record = adata.uns.get(key, {})
+    if "diagnosis" not in record:
+        msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
+        raise KeyError(msg)
+    return diagnosis_table(record)
 
 
 def _integrate_embedding(

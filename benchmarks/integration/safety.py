@@ -1,0 +1,215 @@
+"""Does integration leave alone what it should?  Null data, conditions, composition, markers.
+
+    python benchmarks/integration/safety.py
+
+Needs the public sets in the folder BIOREN_DATA.  Each table is told by the function that makes
+it; all are written to benchmarks/results/integration/safety.csv as rows of (question, case, value).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from methods import harmony
+from run import RESULTS
+from scipy.stats import spearmanr, ttest_ind
+from sklearn.neighbors import NearestNeighbors
+
+import bioren
+from data import prepared
+
+#: Interferon-stimulated genes known long before the data (Schoggins 2011, Nature 472:481).
+INTERFERON = ("ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1", "ISG20", "OAS1", "IFI44L", "LY6E")
+
+
+def public(name: str) -> anndata.AnnData:
+    return prepared(Path(os.environ["BIOREN_DATA"]) / f"{name}.h5ad")
+
+
+def neighbours(z: np.ndarray, k: int = 15) -> np.ndarray:
+    return NearestNeighbors(n_neighbors=k + 1).fit(z).kneighbors(z)[1][:, 1:]
+
+
+def overlap(before: np.ndarray, after: np.ndarray) -> float:
+    pairs = zip(neighbours(before), neighbours(after), strict=True)
+    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs]))
+
+
+def purity(z: np.ndarray, labels: np.ndarray, cells: np.ndarray | slice = slice(None)) -> float:
+    """Return the share of the 15 nearest neighbours that have the cell's own label."""
+    return float((labels[neighbours(z)[cells]] == labels[cells, None]).mean())
+
+
+def integrate(adata, key: str, **options):
+    """Return an integrated copy."""
+    return bioren.tl.integrate(adata, key, progress=False, copy=True, **options)
+
+
+def null_halves():
+    """Random halves of one donor, 5 splits: neighbours kept, and genes that differ afterwards."""
+    adata = public("kang_pbmc_ctrl_8donors")
+    adata = adata[adata.obs["batch"] == "1015"].copy()
+    sc.pp.pca(adata, n_comps=50)
+    for split in range(5):
+        half = np.random.default_rng(split).permutation(adata.n_obs) % 2
+        adata.obs["half"] = pd.Categorical(half.astype(str))
+        even, untouched = (integrate(adata, "half", strength=s) for s in (1, 0))
+        on_pca = integrate(adata, "half", use_rep="X_pca").obsm["X_bioren"]
+        theirs = harmony(renamed(adata, "half"), split)
+        kept = {
+            "bioren, from genes": overlap(untouched.obsm["X_bioren"], even.obsm["X_bioren"]),
+            "bioren, from X_pca": overlap(adata.obsm["X_pca"], on_pca),
+            "harmony": overlap(adata.obsm["X_pca"], theirs),
+        }
+        for method, share in kept.items():
+            yield "null: share of 15 neighbours kept", method, share
+        for name, x in (("before", adata.X.toarray()), ("after", even.layers["bioren"])):
+            p = np.nan_to_num(ttest_ind(x[half == 0], x[half == 1], equal_var=False).pvalue, nan=1)
+            yield "null: share of genes with p < .05", name, (p < 0.05).mean()
+            yield "null: genes with p < .05 / genes", name, (p < 0.05 / len(p)).sum()
+
+
+def renamed(adata, key: str):
+    """Return a copy whose batch is another column."""
+    adata = adata.copy()
+    adata.obs["batch"] = adata.obs[key]
+    return adata
+
+
+def cell_lines():
+    """Jurkat and 293T: two batches hold one line each, the third both; input is 20 components."""
+    adata = public("jurkat_293t_pcs")
+    kind, batch = (adata.obs[key].to_numpy(dtype=str) for key in ("cell_type", "batch"))
+    placed = {"pca": adata.obsm["X_pca"], "harmony": harmony(adata.copy(), 0)}
+    for seed in range(3):
+        integrated = integrate(adata, "batch", use_rep="X_pca", rng=seed)
+        placed[f"bioren {seed}"] = integrated.obsm["X_bioren"]
+    for name, z in placed.items():
+        method = name.split()[0]
+        yield "cell lines: neighbours of the same line", method, purity(z, kind)
+        for line in np.unique(kind):
+            cells = kind == line
+            share = (batch[cells][neighbours(z[cells])] != batch[cells, None]).mean()
+            part = np.unique(batch[cells], return_counts=True)[1] / cells.sum()
+            even = 1 - np.square(part).sum()  # what chance would give
+            yield f"cell lines: {line}, neighbours of other batches / chance", method, share / even
+
+
+def condition():
+    """Interferon: what stays of the response within types, by how much may be removed.
+
+    Genes are ranked by Welch's t among those detected in a tenth of the type's cells, in either
+    sample: correction moves a gene that is not expressed by next to nothing, but without noise.
+    """
+    adata = public("kang_pbmc_ctrl_stim")
+    cases = {
+        "uncorrected": adata.X.toarray(),
+        "default": integrate(adata, "batch").layers["bioren"],
+        "strength=.5": integrate(adata, "batch", strength=0.5).layers["bioren"],
+        "max_removed=(2, .5)": integrate(adata, "batch", max_removed=(2, 0.5)).layers["bioren"],
+    }
+    known = np.flatnonzero(adata.var_names.isin(INTERFERON))
+    stimulated = (adata.obs["batch"] == "stim").to_numpy()
+    for name, x in cases.items():
+        for kind in adata.obs["cell_type"].cat.categories:
+            cells = (adata.obs["cell_type"] == kind).to_numpy()
+            score = ttest_ind(x[cells & stimulated], x[cells & ~stimulated], equal_var=False)
+            detected = [
+                (cases["uncorrected"][cells & s] > 0).mean(0) for s in (stimulated, ~stimulated)
+            ]
+            t = np.where(np.max(detected, axis=0) >= 0.1, np.nan_to_num(score.statistic), -np.inf)
+            top = np.argsort(-t)[:20]
+            yield "interferon: known genes among the top 20", name, np.isin(known, top).sum()
+
+
+def composition():
+    """One donor in two samples, 90/10 and 10/90 of two types: genes moved, in sds, per type."""
+    adata = public("kang_pbmc_ctrl_8donors")
+    adata = adata[adata.obs["batch"].isin(["1015", "1256"])].copy()
+    for donor in ("1015", "1256"):
+        for seed in range(3):
+            one = adata[adata.obs["batch"] == donor].copy()
+            rng = np.random.default_rng(seed)
+            kind = one.obs["cell_type"].astype(str).to_numpy()
+            common = pd.Series(kind).value_counts().index[:2]
+            wanted = np.where(kind == common[0], 0.9, np.where(kind == common[1], 0.1, 0.5))
+            one.obs["sample"] = pd.Categorical(
+                (rng.random(len(kind)) < wanted).astype(int).astype(str)
+            )
+            result = integrate(one, "sample")
+            x = one.X.toarray()
+            moved = (result.layers["bioren"] - x) / (x.std(axis=0) + (x.std(axis=0) == 0))
+            groups = one.obs.groupby(["sample", "cell_type"], observed=True).indices.values()
+            means = np.abs([moved[cells].mean(axis=0) for cells in groups if len(cells) > 10])
+            yield (
+                "composition: 95th percentile of genes moved, sd",
+                f"donor {donor}",
+                np.quantile(means, 0.95),
+            )
+            yield "composition: most a gene moved, sd", f"donor {donor}", means.max()
+
+
+def one_sample_only():
+    """Each type in turn is taken out of one of two studies: neighbours that its cells keep."""
+    adata = public("pbmc_kang_10x3k")
+    adata = adata[np.random.default_rng(0).permutation(adata.n_obs)[:5000]].copy()
+    study = "kang_ctrl"
+    for kind in ("B", "CD14+ Mono", "NK"):
+        here = ~((adata.obs["batch"] == study) & (adata.obs["cell_type"] == kind)).to_numpy()
+        part = adata[here].copy()
+        z = integrate(part, "batch").obsm["X_bioren"]
+        labels = part.obs["cell_type"].astype(str).to_numpy()
+        yield "type in one sample: purity", kind, purity(z, labels, labels == kind)
+
+
+def markers():
+    """Genes that tell types apart: corrected and pooled, against each batch by itself."""
+    for name in ("pbmc_kang_10x3k", "cellbench_5batch", "pancreas_5tech_panc8"):
+        adata = public(name)
+        corrected = integrate(adata, "batch").layers["bioren"]
+        raw = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
+        kind, batch = (adata.obs[key].to_numpy(dtype=str) for key in ("cell_type", "batch"))
+        for case, x in (("uncorrected", raw), ("corrected", corrected)):
+            agreement = []
+            for label in np.unique(kind):
+                pooled = difference(x, kind == label)
+                alone = [
+                    difference(raw[batch == b], kind[batch == b] == label)
+                    for b in np.unique(batch)
+                    if min((kind[batch == b] == label).sum(), (kind[batch == b] != label).sum()) > 9
+                ]
+                if alone:
+                    agreement.append(spearmanr(pooled, np.mean(alone, axis=0)).statistic)
+            yield (
+                f"markers: rank correlation with the batches' own, {name}",
+                case,
+                np.mean(agreement),
+            )
+
+
+def difference(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return Welch's t of each gene, cells against the others."""
+    return np.nan_to_num(ttest_ind(x[cells], x[~cells], equal_var=False).statistic)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    rows = []
+    for question in (null_halves, cell_lines, condition, composition, one_sample_only, markers):
+        part = pd.DataFrame(question(), columns=["question", "case", "value"])
+        rows.append(part)
+        print(f"\n{question.__doc__.splitlines()[0]}")
+        table = part.groupby(["question", "case"], sort=False)["value"].agg(["mean", "min", "max"])
+        print(table.round(4).to_string(), flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    pd.concat(rows).to_csv(RESULTS / "safety.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()

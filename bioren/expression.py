@@ -1,0 +1,152 @@
+"""Corrected expression: the sample's effect on each gene, state by state where it differs.
+
+The standardised bridge moves a gene by one amount in all cells of a sample.  A gene that some cell
+types do not express at all has no effect there, and moving it would make a difference out of
+nothing, one that tests between samples find with certainty as there is no noise.  What is left
+between samples within a state after the bridge is therefore removed too, as far as it is certain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from bioren.blocks import row_blocks, to_dense
+from bioren.bridge import AffineBridge
+from bioren.by_sample import result_dtype, scale_rows
+from bioren.moments import Moments
+
+__all__ = ["ExpressionBridge"]
+
+#: Entries of a table samples x states x genes that is held in double precision.
+TABLE_ENTRIES = 2**25
+
+#: A state in which a sample has so many cells counts half.
+PRIOR_CELLS = 10.0
+
+#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class ExpressionBridge:
+    """The map ``x -> scale * x + shift`` with a shift per sample, state and gene.
+
+    Attributes
+    ----------
+    scale
+        Shape ``(samples, genes)``.
+    shift
+        Shape ``(samples, states, genes)``, float32; a cell gets the mean by its shares.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        x: Any,
+        codes: np.ndarray,
+        share: np.ndarray,
+        full: AffineBridge,
+        *,
+        kept: AffineBridge,
+        in_reference: np.ndarray | None = None,
+        strength: float = 1.0,
+        most: np.ndarray | float = math.inf,
+    ) -> Self:
+        """Find what differs between samples within states.
+
+        Parameters
+        ----------
+        x
+            Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        codes
+            Sample of each cell.
+        share
+            Each cell's share in each state, shape ``(cells, states)``.
+        full
+            The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
+        kept
+            The bridges that remove what is to be removed; their scale is used.
+        in_reference
+            Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+        strength
+            Share of each move that is carried out, in [0, 1].
+        most
+            No gene is moved further in any state, shape ``(genes,)``.
+        """
+        n_samples, n_genes = full.scale.shape
+        n_states = share.shape[1]
+        most = np.broadcast_to(most, n_genes)
+        in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
+        shift = np.empty((n_samples, n_states, n_genes), dtype=np.float32)
+        step = max(1, TABLE_ENTRIES // (n_samples * n_states))
+        for start in range(0, n_genes, step):
+            genes = slice(start, start + step)
+            by_state = Moments.by_group(x[:, genes], codes, n_samples, share)
+            scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
+            bridged = scale * by_state.mean + level
+            left, center = _left_between_samples(
+                by_state, bridged, full.scale[:, genes], in_reference
+            )
+            # A sample without cells in a state is taken to be there as its bridge says.
+            n = by_state.count[..., None]
+            mean = (n * by_state.mean + (center - level) / scale) / (n + 1)
+            move = (scale - 1) * mean + level - left
+            move = (strength * move).clip(-most[genes], most[genes])
+            shift[:, :, genes] = move + (1 - kept.scale[:, None, genes]) * mean
+        return cls(kept.scale, shift)
+
+    def of_genes(self, columns: np.ndarray) -> Self:
+        """Return the map of some genes."""
+        return type(self)(self.scale[:, columns], self.shift[:, :, columns])
+
+    def apply(self, x: Any, codes: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """Return corrected expression, dense, shape ``(cells, genes)``; each row by itself.
+
+        Parameters
+        ----------
+        x
+            Shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        codes, share
+            Sample and states of each cell, as in `fit`.
+        """
+        out = np.empty(x.shape, dtype=result_dtype(x))
+        for rows, block in row_blocks(x):
+            sample = codes[rows]
+            out[rows] = to_dense(scale_rows(block, self.scale, sample))
+            for one in np.unique(sample):
+                cells = np.flatnonzero(sample == one) + rows.start
+                out[cells] += share[cells] @ self.shift[one]
+        return out
+
+
+def _left_between_samples(
+    by_state: Moments, bridged: np.ndarray, scale: np.ndarray, in_reference: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far samples still lie from the reference in each state, and where that lies.
+
+    Shapes ``(samples, states, genes)`` and ``(states, genes)``.  What lies within two standard
+    errors counts as nothing, what lies further is trusted as far as it does so (James & Stein
+    1961).  A gene that a state does not express has no error: it goes back where it was.
+    """
+    weight = by_state.count / (by_state.count + PRIOR_CELLS)  # samples x states
+    there = weight * in_reference[:, None]
+    part = there / np.maximum(there.sum(axis=0), TINY)
+    center = np.einsum("sk,skg->kg", part, bridged)
+    left = bridged - center
+    # Of a state's variance all samples tell together: a sample's single cell has none.
+    within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
+    cells = np.maximum(by_state.count, 1)
+    error2 = ((1 - part) / cells)[..., None] * within * np.square(scale)[:, None]
+    # Nothing leads from a state without cells, or to a reference that has none of it.
+    there_cells = (by_state.count * in_reference[:, None]).sum(axis=0)
+    trust = by_state.count / (by_state.count + 1) * np.minimum(there_cells, 1)
+    noise = 4 * error2 / np.maximum(np.square(left), TINY**2)
+    shrunk: np.ndarray = left * trust[..., None] * (1 - noise).clip(0)
+    return shrunk, center
