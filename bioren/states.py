@@ -38,6 +38,10 @@ TINY = 1e-12
 NEVER = -1e9
 
 
+#: A shift whose square exceeds that of the sample's median cell so many times is distrusted.
+UNUSUAL = 1.5
+
+
 class StateOptions(NamedTuple):
     """How states are found and how far their shifts are trusted.
 
@@ -366,7 +370,8 @@ def _state_shifts(
     reference: a mean in which samples with many cells weigh the same.  All shifts of a sample,
     in units of the spread within states, are taken as draws around zero (empirical Bayes): what
     their squares exceed the squared standard errors by, beyond two standard errors of that itself,
-    says how far each is trusted.
+    says how far each is trusted.  A batch effect is much alike in all states; a shift far longer
+    than the sample's others leads from one cell type to another, and is not followed.
     """
     trust = by_state.count / (by_state.count + prior_cells)  # samples x states
     weight = trust * in_reference[:, None]
@@ -381,11 +386,23 @@ def _state_shifts(
     excess = np.sum(cells * (square - error2), axis=1) / whole
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * error2).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
+    usual = UNUSUAL * _median(square, by_state.count)[:, None]
+    trust = trust * np.minimum(1, usual / np.maximum(square, TINY)) ** 2
     # Nothing leads to a reference that holds less than a cell of this state.
     there = (by_state.count * in_reference[:, None]).sum(axis=0)  # states
-    trust = trust * np.minimum(there, 1) * signal / (signal + error2)
+    trust = trust * np.minimum(there, 1) * signal / np.maximum(signal + error2, TINY)
     shrunk: np.ndarray = shift * trust[..., None]
     return shrunk
+
+
+def _median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the weighted median of each row."""
+    order = np.argsort(values, axis=1)
+    below = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
+    middle = (below < 0.5 * below[:, -1:]).sum(axis=1, keepdims=True)
+    place = np.take_along_axis(order, middle, axis=1)
+    median: np.ndarray = np.take_along_axis(values, place, axis=1)[:, 0]
+    return median
 
 
 def _slopes(
