@@ -43,6 +43,8 @@ class Method(NamedTuple):
         Whether it reads layers["counts"].
     embedding
         Whether it can start from components alone, without genes.
+    slow
+        Whether it takes minutes, so that fewer seeds may have to do.
     """
 
     run: Callable[[AnnData, int], np.ndarray | Graph]
@@ -51,6 +53,7 @@ class Method(NamedTuple):
     random: bool = True
     counts: bool = False
     embedding: bool = False
+    slow: bool = False
 
     @property
     def ours(self) -> bool:
@@ -177,8 +180,8 @@ METHODS = {
     "scanorama": Method(scanorama, "scanorama", ("scanorama",)),
     "combat": Method(combat, "scanpy", ("scanpy",), random=False),
     "bbknn": Method(bbknn, "bbknn", ("bbknn",), random=False, embedding=True),
-    "scvi": Method(scvi, "scvi-tools", ("scvi",), counts=True),
-    "scalex": Method(scalex, "scalex", ("scalex.data", "scalex.net.vae", "scalex.plot")),
+    "scvi": Method(scvi, "scvi-tools", ("scvi",), counts=True, slow=True),
+    "scalex": Method(scalex, "scalex", ("scalex.data", "scalex.net.vae", "scalex.plot"), slow=True),
     "bioren": Method(bioren, "bioren", ("bioren.tools",), embedding=True),
     "bioren, no training": Method(bioren_no_training, "bioren", ("bioren.tools",)),
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),

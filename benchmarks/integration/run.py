@@ -34,7 +34,7 @@ COSTS = {"seconds": "seconds", "cpu_seconds": "CPU s", "peak_gb": "peak GB"}
 SCORER = "scib-metrics"
 
 
-def compare(path: Path, methods: list[str], n_seeds: int, again: list[str], output: Path):
+def compare(path: Path, methods: list[str], seeds: dict[bool, int], again: list[str], output: Path):
     """Return the records of all runs on one data set, and the names of methods that failed."""
     adata = prepared(path)
     store = Store(output / "runs", path)
@@ -49,7 +49,7 @@ def compare(path: Path, methods: list[str], n_seeds: int, again: list[str], outp
         method = METHODS[name]
         if is_embedding(adata) and not method.embedding:
             continue
-        for seed in range(n_seeds if method.random else 1):
+        for seed in range(seeds[method.slow] if method.random else 1):
             try:
                 result, record = store.run(name, seed, again=method.ours or name in again)
             except MethodFailed as error:
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="data sets; none: the public ones")
     parser.add_argument("--methods", type=names, default=COMPARED, help='"pca; bioren", or "all"')
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--slow-seeds", type=int, help="seeds of scvi and scalex; as --seeds")
     parser.add_argument("--again", type=names, default=[], help="methods to run anew")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args()
@@ -163,11 +164,13 @@ def main() -> None:
     if missing:
         parser.error(f"there is no {', '.join(missing)}")
 
+    slow_seeds = options.seeds if options.slow_seeds is None else options.slow_seeds
+    seeds = {False: options.seeds, True: slow_seeds}
     warnings.simplefilter("ignore")
     options.output.mkdir(parents=True, exist_ok=True)
     records, failed = [], []
     for path in files:
-        found = compare(path, options.methods, options.seeds, options.again, options.output)
+        found = compare(path, options.methods, seeds, options.again, options.output)
         records += found[0]
         failed += found[1]
         if records:  # after each data set, so that a long comparison can be looked at
