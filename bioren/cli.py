@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import bioren
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from bioren.annotations import BatchKey
 
 __all__ = ["app"]
 
@@ -85,9 +88,13 @@ def integrate(
     source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Data to integrate.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="File to write.")],
     batch_key: Annotated[
-        str,
+        list[str],
         typer.Option(
-            "--batch-key", "-b", metavar="KEY", help="Column of obs that names each cell's sample."
+            "--batch-key",
+            "-b",
+            metavar="KEY",
+            help="Column of obs that names each cell's sample.  Give it again for several: each "
+            "combination is a sample.",
         ),
     ],
     reference: Annotated[
@@ -117,6 +124,34 @@ def integrate(
         float,
         typer.Option(metavar="S", min=0, max=1, help="Share of each batch effect to remove."),
     ] = 1.0,
+    max_shift: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SD",
+            min=0,
+            help="Move no gene of a sample by more standard deviations than this.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Column of obs with known cell types, for all cells or some."
+        ),
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Column of numbers to regress out.  May be repeated."),
+    ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Boolean column: take the effects from these cells."),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Seed of all randomness: same seed, same file.")
     ] = 0,
@@ -151,15 +186,21 @@ def integrate(
         with whole_file(target, overwrite=overwrite) as path:
             adata = _read(source)
             say(f"{source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
-            _prepare(adata, batch_key, layer, genes, say)
+            key = batch_key[0] if len(batch_key) == 1 else batch_key
+            _prepare(adata, key, layer, genes, say)
             say("comparing samples within cell states, then training while it helps")
             bioren.tl.integrate(
                 adata,
-                batch_key,
+                key,
                 reference=reference or None,
                 layer=layer,
+                labels_key=labels,
+                covariates=covariate or (),
+                controls_key=controls,
+                condition_key=condition,
                 n_latent=latent,
                 strength=strength,
+                max_removed=(2.0, math.inf if max_shift is None else max_shift),
                 rng=seed,
                 progress=not quiet,
             )
@@ -185,7 +226,7 @@ def _read(source: Path) -> AnnData:
 
 
 def _prepare(
-    adata: AnnData, batch_key: str, layer: str | None, genes: int, say: Callable[[str], None]
+    adata: AnnData, batch_key: BatchKey, layer: str | None, genes: int, say: Callable[[str], None]
 ) -> None:
     from bioren.annotations import read_batches
     from bioren.cells import looks_like_counts, read_cells

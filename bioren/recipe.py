@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bioren.annotations import read_batches
+from bioren.annotations import BatchKey, read_batches
 from bioren.cells import looks_like_counts
 from bioren.moments import Moments
 
@@ -63,7 +63,7 @@ def normalize_counts(adata: AnnData) -> bool:
 
 
 def mark_variable_genes(
-    adata: AnnData, batch_key: str, n_genes: int, *, layer: str | None = None
+    adata: AnnData, batch_key: BatchKey, n_genes: int, *, layer: str | None = None
 ) -> bool:
     """Mark genes that vary within samples in ``var["highly_variable"]``.
 
@@ -75,7 +75,7 @@ def mark_variable_genes(
     adata
         Log-expression.
     batch_key
-        Column of ``adata.obs`` that says which sample a cell is from.
+        Column, or columns, of ``adata.obs`` that say which sample a cell is from.
     n_genes
         How many genes are marked.
     layer
