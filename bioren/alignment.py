@@ -234,7 +234,10 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
         return Moments(samples.count, mean, samples.count[:, None] * variance)
 
     r_kept, d_kept = kept(removal.strength * trust, removal)
-    everything = source_of(*kept(trust, Removal()))
+    # All of it, within the usual limit on r or a wider one that was asked for.
+    r_usual, r_asked = (one.max_removed and one.max_removed[0] for one in (Removal(), removal))
+    widest = None if r_asked is None else (max(r_usual or 1, r_asked), math.inf)
+    everything = source_of(*kept(trust, Removal(max_removed=widest)))
     return Alignment(
         r=r,
         d=d,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
+from bioren.diagnosis import confounding, warn_confounded
 from bioren.messages import choices, listed
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchKey",
     "Batches",
+    "check_condition",
+    "check_shared",
+    "list_of",
     "read_batches",
     "read_controls",
     "read_covariates",
@@ -153,7 +157,7 @@ def read_labels(
     return of_category[found.cat.codes], list(names)
 
 
-def read_covariates(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
+def read_covariates(adata: AnnData, keys: Sequence[str] | None) -> np.ndarray:
     """Read continuous covariates, shape ``(cells, len(keys))``, float64.
 
     Raises
@@ -163,7 +167,7 @@ def read_covariates(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
     ValueError
         A column does not hold finite numbers.
     """
-    keys = [keys] if isinstance(keys, str) else list(keys)
+    keys = list_of(keys)
     columns = np.empty((adata.n_obs, len(keys)))
     for i, key in enumerate(keys):
         column = _column(adata, key, "covariates")
@@ -178,6 +182,43 @@ def read_covariates(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
         if wrong:
             raise ValueError(f"obs[{key!r}] is missing or infinite in {wrong} cells.")
     return columns
+
+
+def list_of(keys: str | Sequence[str] | None) -> list[str]:
+    """Return names of columns as a list; None stands for none."""
+    if keys is None:
+        return []
+    return [keys] if isinstance(keys, str) else list(keys)
+
+
+def check_shared(labels_key: str, labels: np.ndarray, batches: Batches) -> None:
+    """Refuse labels of which no two samples share one: nothing could be compared within them.
+
+    Raises
+    ------
+    ValueError
+        Every cell has a label, and each occurs in one sample only.
+    """
+    pairs = np.unique(np.stack([labels, batches.codes]), axis=1)
+    if (labels >= 0).all() and len(np.unique(pairs[0])) == pairs.shape[1]:
+        msg = (
+            f"No label of obs[{labels_key!r}] occurs in two samples of obs[{batches.key!r}], so "
+            "that nothing can be compared within labels. Is it the column of cell types?"
+        )
+        raise ValueError(msg)
+
+
+def check_condition(adata: AnnData, condition_key: str | None, batches: Batches) -> None:
+    """Warn where the samples determine what is to be studied; None: nothing is named.
+
+    Raises
+    ------
+    KeyError
+        There is no such column.
+    """
+    if condition_key is not None:
+        condition, _ = read_labels(adata, condition_key)
+        warn_confounded(batches.key, condition_key, confounding(batches.codes, condition))
 
 
 def read_controls(adata: AnnData, controls_key: str, batches: Batches) -> np.ndarray:
@@ -221,12 +262,23 @@ def _batch_labels(adata: AnnData, batch_key: Any) -> pd.Series:
         raise TypeError(msg)
     if not batch_key:
         raise ValueError("batch_key is an empty list: name one or more columns of adata.obs.")
-    columns = [_column(adata, key, "batch_key") for key in batch_key]
+    columns = [
+        _column(adata, key, "batch_key").astype("category").cat.remove_unused_categories()
+        for key in batch_key
+    ]
     missing = np.any([column.isna() for column in columns], axis=0)
-    joined = columns[0].astype(str)
-    for column in columns[1:]:
-        joined = joined + " + " + column.astype(str)
-    return joined.where(~missing)
+    codes = np.stack([column.cat.codes for column in columns], axis=1)
+    found, of_cell = np.unique(codes[~missing], axis=0, return_inverse=True)
+    names = [
+        " + ".join(str(column.cat.categories[i]) for column, i in zip(columns, row, strict=True))
+        for row in found
+    ]
+    if len(set(names)) < len(names):
+        msg = f"Two combinations of obs[{batch_key!r}] read the same; rename a category with ' + '."
+        raise ValueError(msg)
+    joined = np.full(adata.n_obs, -1)
+    joined[~missing] = of_cell.ravel()
+    return pd.Series(pd.Categorical.from_codes(joined, names), index=adata.obs_names)
 
 
 def _is_name(key: Any) -> bool:

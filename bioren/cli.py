@@ -112,13 +112,13 @@ def integrate(
         int,
         typer.Option(
             metavar="N",
-            min=2,
+            min=3,
             help="Build the embedding on so many variable genes, unless var['highly_variable'] "
             "marks some already.  All genes are corrected.",
         ),
     ] = 2000,
     latent: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Dimensions of the embedding.")
+        int, typer.Option(metavar="N", min=2, help="Dimensions of the embedding.")
     ] = 20,
     strength: Annotated[
         float,
@@ -167,7 +167,7 @@ def integrate(
 
     OUT.h5ad holds all that IN.h5ad holds, and in addition obsm["X_bioren"], the embedding for
     scanpy's neighbors; layers["bioren"], the corrected log-expression; and uns["bioren"], the
-    batch effect of each sample on each gene.
+    batch effect of each sample on each gene, and signs of over-correction.
 
     If anything goes wrong, OUT.h5ad is left as it was, or absent, and the exit code is 1 (2 for
     a wrong option).
@@ -195,7 +195,7 @@ def integrate(
                 reference=reference or None,
                 layer=layer,
                 labels_key=labels,
-                covariates=covariate or (),
+                covariates=covariate,
                 controls_key=controls,
                 condition_key=condition,
                 n_latent=latent,

@@ -77,7 +77,8 @@ def reliability(
 
     Cronbach's alpha: noise is independent between genes, so that of a component's variance only
     the part that genes have in common is more than noise.  Components are found on one half of
-    the cells and judged on the other, as they would fit the noise of their own cells.
+    the cells and judged on the other, as they would fit the noise of their own cells; the first
+    of either half stand for the first of all, and so on.
 
     Parameters
     ----------

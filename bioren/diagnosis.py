@@ -48,8 +48,8 @@ class Diagnosis(NamedTuple):
         Share of the sample in states of the embedding that no other sample shares, after
         correction.
     structure_removed
-        Share of the sample's own variance in the embedding that the correction changed; a shift
-        of all cells alike changes nothing.
+        How much the correction changed the sample's own structure, relative to its own variance
+        in the embedding; a shift of all cells alike changes nothing.
     """
 
     overlap_before: np.ndarray
@@ -79,7 +79,8 @@ def structure_removed(
     """Return how much of each sample's own structure a correction changed.
 
     ``sum |(x - mean) - (x' - mean')|**2 / sum |x - mean|**2`` over the sample's cells, x before
-    and x' after; 0 for a shift alike in all cells, 1 where all cells end in one place.
+    and x' after; 0 for a shift alike in all cells, 1 where all cells end in one place, more where
+    structure that was not there is added.
 
     Parameters
     ----------

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from bioren.blocks import row_blocks, to_dense
+from bioren.blocks import Block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype, scale_rows
 from bioren.moments import Moments
+from bioren.states import TINY, squared_errors
 
 __all__ = ["ExpressionBridge"]
 
@@ -26,9 +27,6 @@ TABLE_ENTRIES = 2**25
 
 #: A state in which a sample has so many cells counts half.
 PRIOR_CELLS = 10.0
-
-#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ class ExpressionBridge:
         step = max(1, TABLE_ENTRIES // (n_samples * n_states))
         for start in range(0, n_genes, step):
             genes = slice(start, start + step)
-            by_state = Moments.by_group(x[:, genes], codes, n_samples, share)
+            some = x if step >= n_genes else _columns(x, genes)
+            by_state = Moments.by_group(some, codes, n_samples, share)
             scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
             bridged = scale * by_state.mean + level
             left, center = _left_between_samples(
@@ -104,6 +103,8 @@ class ExpressionBridge:
 
     def of_genes(self, columns: np.ndarray) -> Self:
         """Return the map of some genes."""
+        if np.array_equal(columns, np.arange(self.scale.shape[1])):
+            return self
         return type(self)(self.scale[:, columns], self.shift[:, :, columns])
 
     def apply(self, x: Any, codes: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -126,6 +127,11 @@ class ExpressionBridge:
         return out
 
 
+def _columns(x: Any, genes: slice) -> Block:
+    """Return some columns in memory, of any matrix that `row_blocks` reads."""
+    return stacked([block[:, genes] for _, block in row_blocks(x)])
+
+
 def _left_between_samples(
     by_state: Moments, bridged: np.ndarray, scale: np.ndarray, in_reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +148,7 @@ def _left_between_samples(
     left = bridged - center
     # Of a state's variance all samples tell together: a sample's single cell has none.
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
-    cells = np.maximum(by_state.count, 1)
-    error2 = ((1 - part) / cells)[..., None] * within * np.square(scale)[:, None]
+    error2 = squared_errors(part, by_state.count)[..., None] * within * np.square(scale)[:, None]
     # Nothing leads from a state without cells, or to a reference that has none of it.
     there_cells = (by_state.count * in_reference[:, None]).sum(axis=0)
     trust = by_state.count / (by_state.count + 1) * np.minimum(there_cells, 1)

@@ -14,6 +14,9 @@ from bioren.alignment import Alignment, Removal, align, warn_apart
 from bioren.annotations import (
     Batches,
     BatchKey,
+    check_condition,
+    check_shared,
+    list_of,
     read_batches,
     read_controls,
     read_covariates,
@@ -35,20 +38,21 @@ from bioren.denoising import Denoiser, reliability
 from bioren.diagnosis import (
     Diagnosis,
     alone,
-    confounding,
     structure_removed,
-    warn_confounded,
     warn_structure,
 )
 from bioren.expression import ExpressionBridge
 from bioren.projection import Projection, gather_rows
-from bioren.states import CellFacts, ConditionalBridge, sample_sums
+from bioren.states import CellFacts, ConditionalBridge, default_n_states, sample_sums
 from bioren.training import Epoch, TrainingOptions, decode, embed, split, train
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["RenormAutoencoder"]
+
+#: Shifts of expression by sample, state and gene that a model may hold: 512 MiB.
+SHIFT_ENTRIES = 2**27
 
 
 class RenormAutoencoder:
@@ -134,7 +138,7 @@ class RenormAutoencoder:
         layer: str | None = None,
         reference: str | Sequence[str] | None = None,
         labels_key: str | None = None,
-        covariates: Sequence[str] = (),
+        covariates: Sequence[str] | None = None,
         controls_key: str | None = None,
         condition_key: str | None = None,
     ) -> Self:
@@ -179,7 +183,7 @@ class RenormAutoencoder:
             raise ValueError(msg)
         batches = read_batches(adata, batch_key)
         self.batch_key_, self.layer_ = batch_key, layer
-        self.labels_key_, self.covariates_ = labels_key, tuple(np.atleast_1d(covariates).tolist())
+        self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
         self.labels_: list[str] | None = None
         cells = read_cells(adata, layer)
         check_log_scale(cells.x)
@@ -188,12 +192,11 @@ class RenormAutoencoder:
         variable = cells.variable_matrix()
         check_varies(variable)
         if labels_key is not None:
-            self.labels_ = read_labels(adata, labels_key)[1]
+            known, self.labels_ = read_labels(adata, labels_key)
+            check_shared(labels_key, known, batches)
         facts = self._facts(adata, batches, variable)
         controls = None if controls_key is None else read_controls(adata, controls_key, batches)
-        if condition_key is not None:
-            condition, _ = read_labels(adata, condition_key)
-            warn_confounded(batch_key, condition_key, confounding(facts.codes, condition))
+        check_condition(adata, condition_key, batches)
 
         self.signed_ = has_negative(cells.x)
         self.samples_ = batches.names
@@ -213,6 +216,7 @@ class RenormAutoencoder:
             len(batches.names),
             rng=rng,
             in_reference=in_reference,
+            n_states=self._n_states(len(z)),
             strength=self.strength,
         )
         self.states_ = states.limited(self._within_limits)
@@ -252,12 +256,9 @@ class RenormAutoencoder:
         KeyError, ValueError
             Genes are missing, samples unknown, values not finite.
         """
-        cells, batches = self._read(adata, batch_key)
-        x = cells.variable_matrix()
-        facts = self._facts(adata, batches, x)
-        full, share, kept = self.states_.place(embed(self.network_, x, facts.codes), facts)
+        cells, codes, full, share, kept = self._place(adata, batch_key)
         place: np.ndarray = self.denoiser_.apply(full, share) + kept
-        place += self._kept_by_bridges(x, facts.codes)
+        place += self._kept_by_bridges(cells.variable_matrix(), codes)
         return place
 
     def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
@@ -271,12 +272,9 @@ class RenormAutoencoder:
         adata, batch_key
             As for `embed`; all genes of `adata` must be known, in any order.
         """
-        cells, batches = self._read(adata, batch_key)
-        x = cells.variable_matrix()
-        facts = self._facts(adata, batches, x)
-        share = self.states_.states(embed(self.network_, x, facts.codes), facts)
+        cells, codes, _, share, _ = self._place(adata, batch_key)
         bridge = self.expression_.of_genes(self._known(adata.var_names))
-        return bridge.apply(cells.x, facts.codes, share)
+        return bridge.apply(cells.x, codes, share)
 
     def decode(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> pd.DataFrame:
         """Return denoised expression as if measured in the reference population.
@@ -291,8 +289,8 @@ class RenormAutoencoder:
         pandas.DataFrame
             Cells x variable genes: what the decoder makes of the embedding.
         """
-        z = self.embed(adata, batch_key=batch_key)
-        values = decode(self.network_, z)
+        _, _, full, share, _ = self._place(adata, batch_key)
+        values = decode(self.network_, self.denoiser_.apply(full, share))
         return pd.DataFrame(values, index=adata.obs_names, columns=self.variable_genes_)
 
     def __repr__(self) -> str:
@@ -402,6 +400,11 @@ class RenormAutoencoder:
             structure_removed=structure_removed(before, after, codes, n_samples),
         )
 
+    def _n_states(self, n_cells: int) -> int:
+        """Return the number of states, fewer where samples times genes are many."""
+        entries = len(self.samples_) * len(self.genes_)
+        return max(1, min(default_n_states(n_cells), SHIFT_ENTRIES // entries))
+
     def _center(self) -> np.ndarray:
         center: np.ndarray = self._of_variable_genes(self.alignment_.reference.mean)
         return center
@@ -450,6 +453,16 @@ class RenormAutoencoder:
         if not hasattr(self, "states_"):
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
         return self
+
+    def _place(
+        self, adata: AnnData, batch_key: BatchKey | None
+    ) -> tuple[Cells, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the cells, their samples, and what `ConditionalBridge.place` makes of them."""
+        cells, batches = self._read(adata, batch_key)
+        x = cells.variable_matrix()
+        facts = self._facts(adata, batches, x)
+        placed = self.states_.place(embed(self.network_, x, facts.codes), facts)
+        return cells, facts.codes, *placed
 
     def _read(self, adata: AnnData, batch_key: BatchKey | None) -> tuple[Cells, Batches]:
         self._fitted()

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bioren.alignment import Removal, align, warn_apart
-from bioren.annotations import BatchKey, read_batches, read_controls, read_labels
+from bioren.annotations import (
+    BatchKey,
+    check_condition,
+    check_shared,
+    read_batches,
+    read_controls,
+    read_labels,
+)
 from bioren.by_sample import apply_by_sample, scale_by_sample
 from bioren.cells import (
     check_log_scale,
@@ -40,6 +47,7 @@ def bridge(
     standardize: bool = True,
     labels_key: str | None = None,
     controls_key: str | None = None,
+    condition_key: str | None = None,
     strength: float = 1.0,
     max_kept: tuple[float, float] | None = None,
     max_removed: tuple[float, float] | None = (2.0, math.inf),
@@ -76,6 +84,9 @@ def bridge(
         compared within them.
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
+    condition_key
+        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
+        from the samples.  It has no influence on the result.
     strength
         Share of each effect that is removed, in [0, 1].
     max_kept, max_removed
@@ -103,14 +114,20 @@ def bridge(
         There is no such column or layer.
     ValueError
         The values look like counts or are not finite; the labels cannot be samples; `strength`
-        or a limit is out of range.
+        or a limit is out of range; `labels_key` is given without `standardize`.
     """
     check_strength(strength)
     check_writable(adata, copy=copy)
     batches = read_batches(adata, batch_key)
     cells = read_cells(adata, layer)
     check_log_scale(cells.x)
-    labels = None if labels_key is None else read_labels(adata, labels_key)[0]
+    check_condition(adata, condition_key, batches)
+    labels = None
+    if labels_key is not None:
+        if not standardize:
+            raise ValueError("labels_key serves to compare within states: standardize=True.")
+        labels, _ = read_labels(adata, labels_key)
+        check_shared(labels_key, labels, batches)
     facts, compared = CellFacts(batches.codes, labels=labels), cells
     if controls_key is not None:
         controls = read_controls(adata, controls_key, batches)
@@ -145,6 +162,7 @@ def bridge(
         "standardize": standardize,
         "labels_key": labels_key,
         "controls_key": controls_key,
+        "condition_key": condition_key,
         "strength": strength,
         "max_kept": max_kept,
         "max_removed": max_removed,

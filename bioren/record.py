@@ -37,7 +37,6 @@ def write_record(
         "samples": np.array(batches.names, dtype=object),
         "genes": np.array(genes.astype(str), dtype=object),
         "cells": np.bincount(batches.codes, minlength=len(batches.names)),
-        "overlap": alignment.overlap_before,
         "settings": {
             name: _storable(value)
             for name, value in settings.items()

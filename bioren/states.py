@@ -146,8 +146,8 @@ class ConditionalBridge:
     kept
         Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
     state_labels
-        Label whose cells alone a state takes, -1 for any unlabelled cell, shape ``(states,)``;
-        None: the model was fitted without labels.
+        Label of each state, which no cell of another label joins, -1 for states that any cell may
+        join, shape ``(states,)``; None: the model was fitted without labels.
     unit
         Unit of each covariate, its standard deviation within samples.
     """
@@ -304,13 +304,14 @@ def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.nd
 def _allowed(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.ndarray | None:
     """Return 0 where a cell may be in a state, `NEVER` where not; cells x states, or None.
 
-    A cell whose label is unknown, or was when the states were found, may be in any.
+    A cell may not be in states of other labels; if its own label is unknown, or was when the
+    states were found, it may be in any.
     """
     if labels is None or state_labels is None:
         return None
     known = np.isin(labels, state_labels[state_labels >= 0])
-    other = labels[:, None] != state_labels
-    return np.where(known[:, None] & other, NEVER, 0.0)
+    of_others = (labels[:, None] != state_labels) & (state_labels >= 0)
+    return np.where(known[:, None] & of_others, np.float32(NEVER), np.float32(0))
 
 
 def _diverse_clusters(
@@ -375,24 +376,46 @@ def _state_shifts(
     """
     trust = by_state.count / (by_state.count + prior_cells)  # samples x states
     weight = trust * in_reference[:, None]
-    center = np.einsum("sk,skd->kd", weight, by_state.mean)
-    center /= np.maximum(weight.sum(axis=0), TINY)[:, None]
-    shift = by_state.mean - center
+    part = weight / np.maximum(weight.sum(axis=0), TINY)
+    shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
-    error2 = 1 / np.maximum(effective, 1)  # samples x states, in units of `within`
+    error2 = squared_errors(part, effective)  # in units of `within`
     square = np.mean(np.square(shift) / np.maximum(within, TINY), axis=-1)
     cells = by_state.count / (by_state.count + 10)
     whole = np.maximum(cells.sum(axis=1), TINY)
     excess = np.sum(cells * (square - error2), axis=1) / whole
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * error2).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
-    usual = UNUSUAL * _median(square, by_state.count)[:, None]
+    # A state that the reference lacks tells nothing of what is usual.
+    there = by_state.count * in_reference[:, None]
+    others = there.sum(axis=0) - there
+    usual = UNUSUAL * _median(square, by_state.count * others / (others + 10))[:, None]
     trust = trust * np.minimum(1, usual / np.maximum(square, TINY)) ** 2
     # Nothing leads to a reference that holds less than a cell of this state.
-    there = (by_state.count * in_reference[:, None]).sum(axis=0)  # states
-    trust = trust * np.minimum(there, 1) * signal / np.maximum(signal + error2, TINY)
+    trust = trust * np.minimum(there.sum(axis=0), 1) * signal / np.maximum(signal + error2, TINY)
     shrunk: np.ndarray = shift * trust[..., None]
     return shrunk
+
+
+def squared_errors(part: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return the squared errors of differences from a reference, in units of the variance.
+
+    Parameters
+    ----------
+    part
+        Each sample's part in the reference's mean of a state, shape ``(samples, states)``, 0 for
+        samples outside of the reference; their means differ from it by ``m_s - sum_o p_o m_o``.
+    cells
+        Cells behind each mean, shape ``(samples, states)``; less than one counts as one.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(1 - p_s)**2 / n_s`` plus ``p_o**2 / n_o`` of the others, of the shape of `part`.
+    """
+    cells = np.maximum(cells, 1)
+    errors: np.ndarray = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
+    return errors.clip(0)
 
 
 def _median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

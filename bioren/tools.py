@@ -10,6 +10,8 @@ import numpy as np
 
 from bioren.annotations import (
     BatchKey,
+    check_condition,
+    check_shared,
     read_batches,
     read_controls,
     read_covariates,
@@ -30,6 +32,9 @@ __all__ = ["batch_effects", "diagnose", "integrate"]
 #: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
 KEY = "bioren"
 
+#: By default no gene is rescaled more than twofold, and shifts have no limit.
+MAX_REMOVED = (2.0, math.inf)
+
 
 def integrate(
     adata: AnnData,
@@ -40,12 +45,12 @@ def integrate(
     use_rep: str | None = None,
     key_added: str = "X_bioren",
     labels_key: str | None = None,
-    covariates: Sequence[str] = (),
+    covariates: Sequence[str] | None = None,
     controls_key: str | None = None,
     condition_key: str | None = None,
     n_latent: int = 20,
     strength: float = 1.0,
-    max_removed: tuple[float, float] | None = (2.0, math.inf),
+    max_removed: tuple[float, float] | None = MAX_REMOVED,
     decoded: bool = False,
     rng: int | np.random.Generator = 0,
     training: TrainingOptions | None = None,
@@ -72,8 +77,8 @@ def integrate(
         Layer to read; None: ``adata.X``.
     use_rep
         Embedding in ``adata.obsm`` to start from, such as ``"X_pca"``.  Then no gene is read:
-        the bridge per state alone is fitted, and `key_added` is all that is written; `n_latent`,
-        `max_removed` and `training` play no part.
+        the bridge per state alone is fitted, and `key_added` is all that is written; `n_latent` and
+        `training` play no part.
     key_added
         Name of the embedding in ``adata.obsm``.
     labels_key
@@ -129,7 +134,7 @@ def integrate(
         There is no such column, layer or embedding.
     ValueError
         The values look like counts or are not finite; the labels cannot be samples; `strength`
-        or a limit is out of range; `layer` or `decoded` is given beside `use_rep`.
+        or a limit is out of range; `layer`, `decoded` or `max_removed` is given beside `use_rep`.
 
     Examples
     --------
@@ -139,16 +144,17 @@ def integrate(
     check_strength(strength)
     check_writable(adata, copy=copy)
     if use_rep is not None:
-        if layer is not None or decoded:
+        if layer is not None or decoded or max_removed != MAX_REMOVED:
             msg = (
-                f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer "
-                "and decoded, or leave out use_rep."
+                f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
+                "decoded and max_removed, or leave out use_rep."
             )
             raise ValueError(msg)
         embedding = _integrate_embedding(
             adata,
             batch_key,
             use_rep,
+            condition_key=condition_key,
             reference=reference,
             labels_key=labels_key,
             covariates=covariates,
@@ -267,8 +273,8 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             Share of the sample in states of the embedding that it has for itself.  They keep
             their place; a type that should be shared and is not was not integrated.
         ``structure_removed``
-            Share of the sample's own variance that the correction changed.  A shift of all cells
-            alike changes nothing; values above .25 are warned of.
+            How much the correction changed the sample's own structure, relative to its own
+            variance.  A shift of all cells alike changes nothing; above .25 there is a warning.
 
     Raises
     ------
@@ -289,14 +295,19 @@ def _integrate_embedding(
     *,
     reference: str | Sequence[str] | None,
     labels_key: str | None,
-    covariates: Sequence[str],
+    covariates: Sequence[str] | None,
     controls_key: str | None,
+    condition_key: str | None,
     strength: float,
     rng: int | np.random.Generator,
 ) -> np.ndarray:
     batches = read_batches(adata, batch_key)
     z = read_embedding(adata, use_rep)
-    labels = None if labels_key is None else read_labels(adata, labels_key)[0]
+    check_condition(adata, condition_key, batches)
+    labels = None
+    if labels_key is not None:
+        labels, _ = read_labels(adata, labels_key)
+        check_shared(labels_key, labels, batches)
     facts = CellFacts(batches.codes, read_covariates(adata, covariates), labels)
     controls = slice(None) if controls_key is None else read_controls(adata, controls_key, batches)
     states = ConditionalBridge.fit(
