@@ -2,11 +2,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from bioren.alignment import Removal, align, warn_apart
+from bioren import AffineBridge
+from bioren.alignment import Removal, _sketch, align, warn_apart
 from bioren.by_sample import apply_by_sample
+from bioren.states import CellFacts
 
 
 def simulated(
@@ -29,9 +33,10 @@ def simulated(
     return x, codes, kind, shift
 
 
-def fit(x, codes, *, seed=0, **options):
+def fit(x, codes, *, labels=None, seed=0, **options):
     options = {"n_components": 8, **options}
-    return align(x, codes, int(codes.max()) + 1, rng=np.random.default_rng(seed), **options)
+    facts = CellFacts(codes, labels=labels)
+    return align(x, facts, int(codes.max()) + 1, rng=np.random.default_rng(seed), **options)
 
 
 def planted_and_found(found, shift):
@@ -153,3 +158,95 @@ def test_samples_that_overlap_start_unmatched_and_raise_no_warning():
     found = fit(x, codes)
     assert found.overlap_before.min() > 0.1
     warn_apart(["a", "b", "c"], found)  # warnings are errors
+
+
+# What would be removed without limits
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [Removal(0.0), Removal(0.4), Removal(max_kept=(1.2, 0.3)), Removal(max_removed=(1.1, 0.1))],
+)
+def test_samples_are_compared_in_full_whatever_strength_and_limits_say(removal):
+    x, codes, _, _ = simulated(10)
+    everything, found = fit(x, codes), fit(x, codes, removal=removal)
+    assert_array_equal(everything.bridges.shift, everything.full.shift)
+    for name in ("scale", "shift"):
+        assert_array_equal(getattr(found.full, name), getattr(everything.full, name))
+    again = AffineBridge.between(found.samples, found.reference)
+    assert_allclose(again.scale, found.full.scale)
+    assert_allclose(again.shift, found.full.shift, atol=1e-12)
+    moved, most = (
+        np.abs(apply_by_sample(x, codes, bridges) - x).mean()
+        for bridges in (found.bridges, found.full)
+    )
+    assert moved < 0.8 * most
+
+
+# Labels
+
+
+def test_types_that_labels_alone_tell_from_a_batch_effect_are_compared_apart():
+    x, codes, kind, shift = simulated(11, sizes=(300, 300), mixes=((5, 5, 0), (5, 0, 5)))
+    x[kind == 2] += x[kind == 1].mean(axis=0) - x[kind == 2].mean(axis=0)
+    x[kind == 2, ::2] += 0.6  # type 2 is much like type 1, which the other sample has
+
+    def excess(found):
+        effect = (found.d[1] - found.d[0]) * found.reference.std()
+        error = effect - (shift[1] - shift[0])
+        return error[::2].mean() - error[1::2].mean()
+
+    assert excess(fit(x, codes)) > 0.2
+    assert abs(excess(fit(x, codes, labels=kind))) < 0.05
+    unknown = np.full(len(kind), -1)
+    assert_allclose(fit(x, codes, labels=unknown).d, fit(x, codes).d, atol=1e-6)
+
+
+def test_covariates_play_no_part():
+    x, codes, _, _ = simulated(12, sizes=(60, 60, 60))
+    covariates = np.random.default_rng(0).normal(size=(len(codes), 2))
+    found = align(x, CellFacts(codes, covariates), 3, rng=np.random.default_rng(0), n_components=8)
+    assert_array_equal(found.d, fit(x, codes).d)
+
+
+# A sketch of the cells
+
+
+sizes = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+
+
+@given(sizes=sizes, most=st.integers(1, 200), seed=st.integers(0, 2**32 - 1))
+def test_a_sketch_takes_small_samples_whole_and_of_large_ones_the_same(sizes, most, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bioren.alignment.SKETCH", most)
+        sketch = _sketch(codes, len(sizes), rng)
+    assert_array_equal(sketch, np.unique(sketch))  # ascending, each cell once
+    taken = np.bincount(codes[sketch], minlength=len(sizes))
+    quota = taken.max()
+    assert_array_equal(taken, np.minimum(sizes, quota))
+    assert len(sketch) <= max(most, len(sizes))  # a cell of each sample, be they so many
+    one_more = np.minimum(sizes, quota + 1).sum()
+    assert one_more > most or len(sketch) == len(codes)
+
+
+def test_a_sketch_depends_on_the_seed_and_differs_from_the_first_cells():
+    codes = np.repeat([0, 1], 10_000)
+    first, again, other = (_sketch(codes, 2, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert_array_equal(first, again)
+    assert len(np.intersect1d(first, other)) < 0.5 * len(first)
+    assert np.bincount(first // 1000, minlength=20).min() > 150  # from everywhere
+
+
+@pytest.mark.parametrize("most", [150, 400])
+def test_states_of_a_sketch_find_planted_shifts_in_all_cells(monkeypatch, most):
+    x, codes, _, shift = simulated(13, sizes=(900, 300, 60))
+    whole = fit(x, codes)
+    monkeypatch.setattr("bioren.alignment.SKETCH", most)
+    found = fit(x, codes)
+    assert planted_and_found(found, shift) > 0.95
+    assert_allclose(found.samples.count, [900, 300, 60], rtol=1e-6)
+    assert np.corrcoef(found.d.ravel(), whole.d.ravel())[0, 1] > 0.97
+    thin = fit(sparse.csr_matrix(x), codes)
+    assert_allclose(thin.d, found.d, atol=1e-4)

@@ -80,9 +80,44 @@ def test_missing_column_names_the_choices(correct, adata):
         correct(adata, "sampel")
 
 
-def test_several_columns_are_refused(correct, adata):
-    with pytest.raises(TypeError, match="one column"):
-        correct(adata, ["sample", "type"])
+def test_several_columns_are_one_joined_column(correct, adata):
+    adata.obs["lab"] = np.arange(adata.n_obs) % 2
+    adata.obs["joined"] = [f"{s} + {n}" for s, n in adata.obs[["sample", "lab"]].to_numpy()]
+    several, joined = (corrected(correct, adata, key) for key in (["sample", "lab"], "joined"))
+    assert_array_equal(several.layers["bioren"], joined.layers["bioren"])
+    assert_array_equal(several.uns["bioren"]["samples"], joined.uns["bioren"]["samples"])
+    assert list(several.uns["bioren"]["batch_key"]) == ["sample", "lab"]
+    for slot in several.obsm:
+        assert_array_equal(several.obsm[slot], joined.obsm[slot])
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (7, TypeError, "must name a column"),
+        (["sample", None], TypeError, "must name a column"),
+        ([], ValueError, "empty list"),
+        (["sample", "typ"], KeyError, r"'typ'; did you mean 'type'\?"),
+    ],
+)
+def test_what_names_no_samples_is_refused(correct, adata, key, error, message):
+    with pytest.raises(error, match=message):
+        correct(adata, key)
+
+
+def test_labels_and_controls_that_cannot_be_used_are_refused(correct, adata):
+    adata.obs["nothing"] = pd.Categorical([None] * adata.n_obs)
+    with pytest.raises(ValueError, match="occurs in two samples"):
+        correct(adata, "sample", labels_key="sample")
+    adata.obs["some"] = adata.obs["sample"] == "a"
+    with pytest.raises(KeyError, match=r"'typ'; did you mean 'type'\?"):
+        correct(adata, "sample", labels_key="typ")
+    with pytest.raises(ValueError, match="no cell has a label"):
+        correct(adata, "sample", labels_key="nothing")
+    with pytest.raises(ValueError, match="must say True or False"):
+        correct(adata, "sample", controls_key="type")
+    with pytest.raises(ValueError, match=r"no control in 2 of 3 samples: b, c\."):
+        correct(adata, "sample", controls_key="some")
 
 
 def test_barcodes_are_refused(correct, adata):
@@ -130,6 +165,7 @@ def test_nothing_but_samples_of_one_two_and_three_cells(correct):
     corrected(correct, simulate((1, 2, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:The correction changed much")  # of samples of two cells
 def test_a_thousand_samples(quick):
     adata = simulate((1000, 1000), n_genes=10)
     adata.obs["sample"] = [f"s{i % 1000}" for i in range(2000)]
@@ -359,6 +395,17 @@ def test_a_gene_not_known_to_vary_is_no_variable_gene(correct, adata, marked):
     assert_array_equal(corrected(correct, adata).layers["bioren"], expected)
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [(["x"] * 120, "expected numbers"), ([np.nan] + [1.0] * 119, "missing or infinite in 1 cells")],
+)
+@pytest.mark.parametrize("use_rep", [None, "X_pca"])
+def test_unusable_covariates_are_refused(embedded, quick, column, message, use_rep):
+    embedded.obs["bad"] = column
+    with pytest.raises(ValueError, match=message):
+        bioren.tl.integrate(embedded, "sample", covariates=["bad"], use_rep=use_rep, training=quick)
+
+
 # An embedding instead of genes
 
 
@@ -387,7 +434,7 @@ def test_unusable_embedding_is_refused(embedded, bad, message):
         bioren.tl.integrate(embedded, "sample", use_rep="X_pca")
 
 
-@pytest.mark.parametrize("option", [{"layer": "log"}, {"decoded": True}])
+@pytest.mark.parametrize("option", [{"layer": "log"}, {"decoded": True}, {"max_removed": (2, 1)}])
 def test_options_that_need_genes_are_refused_beside_an_embedding(embedded, option):
     with pytest.raises(ValueError, match="reads no gene"):
         bioren.tl.integrate(embedded, "sample", use_rep="X_pca", **option)

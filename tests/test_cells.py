@@ -12,65 +12,10 @@ from bioren.cells import (
     check_log_scale,
     has_negative,
     looks_like_counts,
-    read_batches,
     read_cells,
     read_embedding,
     writable,
 )
-
-
-def labelled(labels, n_genes=3):
-    obs = pd.DataFrame(
-        {"sample": pd.Series(labels, dtype=object).to_numpy()},
-        index=[f"cell{i}" for i in range(len(labels))],
-    )
-    return AnnData(np.zeros((len(labels), n_genes), dtype=np.float32), obs=obs)
-
-
-@given(st.lists(st.sampled_from(["a", "b", "c", 1, "1"]), min_size=8, max_size=30))
-def test_names_at_the_codes_are_the_labels(labels):
-    labels = [*labels, "a", "a", "b", "b", "c", "c", 1, 1]
-    batches = read_batches(labelled(labels), "sample")
-    assert [batches.names[code] for code in batches.codes] == list(map(str, labels))
-    assert sorted(set(batches.names)) == sorted(set(map(str, labels)))
-    assert batches.codes.dtype == np.int64
-
-
-@given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("abcd"), min_size=1))
-def test_a_models_samples_give_the_codes(names, labels):
-    batches = read_batches(labelled(labels), "sample", names=names)
-    assert batches.names == list(names)
-    assert [names[code] for code in batches.codes] == labels
-
-
-def test_categories_keep_their_order_and_lose_the_unused():
-    adata = labelled(["x", "y", "z"] * 3)
-    adata.obs["sample"] = pd.Categorical(adata.obs["sample"], categories=["z", "none", "y", "x"])
-    assert read_batches(adata, "sample").names == ["z", "y", "x"]
-
-
-def test_integers_are_sorted_as_numbers():
-    assert read_batches(labelled([10, 9, 2] * 2), "sample").names == ["2", "9", "10"]
-
-
-def test_many_categories_need_more_than_eight_bits():
-    batches = read_batches(labelled([i % 300 for i in range(600)]), "sample")
-    assert_array_equal(batches.codes, np.arange(600) % 300)
-
-
-def test_sample_unknown_to_a_model_names_the_known():
-    with pytest.raises(ValueError, match=r"not fitted on: x\. It knows a, b\."):
-        read_batches(labelled(["a", "x"]), "sample", names=["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [("b", [0, 1, 0]), (["a", "c"], [1, 0, 1]), (("c",), [0, 0, 1]), (pd.Index(["a"]), [1, 0, 0])],
-)
-def test_reference_selects_samples(reference, expected):
-    batches = read_batches(labelled(list("abc") * 2), "sample")
-    assert_array_equal(batches.select(reference), np.array(expected, dtype=bool))
-    assert batches.select(None) is None
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,17 @@ def test_missing_and_unknown_genes_are_named(cells, model):
     with pytest.raises(KeyError, match="1 of the model's 20 genes are missing: gene1"):
         model.embed(cells[:, cells.var_names != "gene1"])
     strange = cells.copy()
-    strange.var_names = [*strange.var_names[:-1], "strange"]
+    strange.var_names = ["strange", *strange.var_names[1:]]  # the network does not see the first
     with pytest.raises(KeyError, match=r"1 of 30 genes were not there.*'strange'"):
         model.correct(strange)
 
 
-def test_correcting_needs_no_variable_genes(cells, model):
-    part = cells[:, ["gene0", "gene3"]].copy()  # neither is marked
-    assert_allclose(model.correct(part), model.correct(cells)[:, [0, 3]], atol=1e-6)
+def test_correcting_needs_the_networks_genes_and_no_other(cells, model):
+    needed = cells.var["highly_variable"] | (cells.var_names == "gene3")
+    part = cells[:, needed].copy()
+    assert_allclose(model.correct(part), model.correct(cells)[:, needed], atol=1e-6)
+    with pytest.raises(KeyError, match="20 of the model's 20 genes are missing"):
+        model.correct(cells[:, ["gene0", "gene3"]])
 
 
 # Samples
@@ -165,12 +168,16 @@ def test_fit_again_forgets(cells, model):
     assert_array_equal(again.embed(cells), model.embed(cells))
 
 
-def test_the_bridges_lead_back_exactly(cells, model):
-    corrected = model.correct(cells)
+def test_a_cell_keeps_its_own_noise_in_corrected_expression(cells, model):
+    # Whatever a cell's values, its sample and states alone say how they are moved.
+    corrected, bridge = model.correct(cells), model.expression_
     codes = cells.obs["sample"].cat.codes.to_numpy()
-    back = model.alignment_.bridges.invert()
-    for i in range(0, cells.n_obs, 17):
-        assert_allclose(back[codes[i]].apply(corrected[i]), cells.X[i].toarray()[0], atol=1e-5)
+    moved = corrected - bridge.scale[codes] * cells.X.toarray()
+    for sample in range(3):
+        there = codes == sample
+        inside = (bridge.shift[sample].min(axis=0), bridge.shift[sample].max(axis=0))
+        assert (moved[there] > inside[0] - 1e-5).all()
+        assert (moved[there] < inside[1] + 1e-5).all()
 
 
 def test_decoded_expression_resembles_the_corrected(cells, model):
@@ -216,3 +223,135 @@ def test_a_cell_without_negative_values_passes_where_the_others_have_some():
     adata.X[0] = np.abs(adata.X[0])
     model = fit(adata)
     assert_allclose(model.embed(adata[[0]]), model.embed(adata)[[0]], atol=2e-2)
+
+
+# How much is removed
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def shifted(request):
+    return simulate((80, 80, 80), n_genes=30, seed=request.param)
+
+
+@pytest.fixture(scope="module")
+def untouched(shifted):
+    return bioren.RenormAutoencoder(8, 16, strength=0, training=QUICK).fit(shifted, "sample")
+
+
+def embedded(adata, **options):
+    model = bioren.RenormAutoencoder(8, 16, training=QUICK, **options).fit(adata, "sample")
+    return model.embed(adata)
+
+
+def apart(z, adata):
+    """Return the distances between the samples' centers."""
+    centers = [z[(adata.obs["sample"] == s).to_numpy()].mean(axis=0) for s in "abc"]
+    return np.array([np.linalg.norm(centers[i] - centers[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
+
+
+def test_strength_zero_leaves_in_the_embedding_what_samples_differ_in(shifted, untouched):
+    z = untouched.embed(shifted)
+    components = untouched.network_.components.detach().numpy()
+    plain = (shifted.X - shifted.X.mean(axis=0)) @ components
+    assert_allclose(apart(z, shifted), apart(plain, shifted), rtol=0.1)
+    assert np.corrcoef(z.ravel(), plain.ravel())[0, 1] > 0.9
+    assert_allclose(untouched.correct(shifted), shifted.X, atol=1e-5)
+
+
+def test_each_strength_leaves_its_share_in_the_embedding(shifted, untouched):
+    before = apart(untouched.embed(shifted), shifted)
+    for strength in (0.25, 0.5, 0.75, 1):
+        left = apart(embedded(shifted, strength=strength), shifted)
+        assert_allclose(left / before, 1 - strength, atol=0.02)
+
+
+def test_more_strength_leaves_less_though_compositions_differ():
+    composition = [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.3, 0.2, 0.5]]
+    adata = simulate((80, 80, 80), n_genes=30, composition=composition)
+    left = [apart(embedded(adata, strength=s), adata) for s in (0, 0.3, 0.6, 1)]
+    assert (np.diff(left, axis=0) < 0).all()
+
+
+@pytest.mark.parametrize("d_max", [0, 0.05, 0.3])
+def test_no_gene_of_a_sample_is_moved_by_more_than_the_limit(shifted, untouched, d_max):
+    model = bioren.RenormAutoencoder(8, 16, max_removed=(1, d_max), training=QUICK)
+    model.fit(shifted, "sample")
+    spread = model.alignment_.reference.std()
+    moved = np.abs(model.correct(shifted) - shifted.X) / spread
+    assert moved.max() == pytest.approx(d_max, abs=1e-5)  # it is reached, too
+
+    # In the embedding, the components cannot rebuild each gene, but all genes taken together.
+    components = model.network_.components.detach().numpy()
+    assert_array_equal(components, untouched.network_.components.detach().numpy())
+    moved = np.linalg.norm(model.embed(shifted) - untouched.embed(shifted), axis=1)
+    assert moved.max() <= d_max * np.linalg.norm(spread) + 1e-5
+    whole = np.linalg.norm(embedded(shifted) - untouched.embed(shifted), axis=1)
+    assert moved.max() < 0.8 * whole.max()
+
+
+@pytest.mark.parametrize("strength", [0, 0.5, 1])
+def test_a_limit_that_is_never_reached_is_none(shifted, strength):
+    far, none = (
+        embedded(shifted, strength=strength, max_removed=limits) for limits in ((9, 99), None)
+    )
+    assert_allclose(far, none, atol=1e-4)
+
+
+# What is known of the cells
+
+
+@pytest.fixture(scope="module")
+def described():
+    adata = simulate((80, 80, 80), n_genes=30)
+    rng = np.random.default_rng(0)
+    adata.obs["depth"] = rng.normal(size=adata.n_obs)
+    adata.obs["known"] = adata.obs["type"].where(rng.random(adata.n_obs) < 0.7)
+    return adata
+
+
+def test_cells_with_labels_and_covariates_alone_and_in_company(described):
+    model = fit(described, labels_key="known", covariates=["depth"])
+    whole = model.embed(described)
+    for cells in ([7], [3, 100, 200], described.obs["sample"] == "b"):
+        part = described[cells]
+        expected = whole[described.obs_names.get_indexer(part.obs_names)]
+        assert_allclose(model.embed(part), expected, atol=1e-5)
+    assert_allclose(fit(described, labels_key="known", covariates="depth").embed(described), whole)
+
+
+def test_new_cells_need_covariates_but_no_labels(described):
+    model = fit(described, labels_key="known", covariates=["depth"])
+    new = described.copy()
+    del new.obs["known"]
+    without = model.embed(new)
+    new.obs["known"] = [None] * 120 + ["never seen"] * 120
+    assert_array_equal(model.embed(new), without)
+    del new.obs["depth"]
+    with pytest.raises(KeyError, match="no column 'depth'"):
+        model.embed(new)
+
+
+def test_labels_order_and_type_do_not_matter(described):
+    other = described.copy()
+    names = {"type0": "z", "type1": "y", "type2": "x"}
+    other.obs["known"] = other.obs["known"].astype(object).map(names, na_action="ignore")
+    moved = fit(other, labels_key="known").embed(other)
+    expected = fit(described, labels_key="known").embed(described)
+    assert np.abs(moved - expected).mean() < 0.02 * expected.std()  # other random states
+
+
+def test_several_batch_keys_serve_new_cells_too(described):
+    adata = described.copy()
+    adata.obs["lab"] = np.arange(adata.n_obs) % 2
+    adata.obs["joined"] = [f"{s} + {n}" for s, n in adata.obs[["sample", "lab"]].to_numpy()]
+    model = fit(adata, ["sample", "lab"])
+    assert model.samples_ == [f"{s} + {n}" for s in "abc" for n in (0, 1)]
+    whole = model.embed(adata)
+    assert_allclose(model.embed(adata[::7]), whole[::7], atol=1e-5)
+    assert_array_equal(model.embed(adata, batch_key="joined"), whole)
+
+
+def test_reliability_is_a_share_of_each_dimension(described):
+    model = fit(described)
+    assert model.reliability_.shape == (8,)
+    assert ((model.reliability_ >= 0) & (model.reliability_ <= 1)).all()

@@ -206,6 +206,11 @@ def test_no_more_than_the_limit_is_removed(adata):
     assert (effects["d"] * effects["removed"]).abs().max() < 0.2 + 1e-5
 
 
+def test_labels_are_refused_where_no_states_are_compared(adata):
+    with pytest.raises(ValueError, match="standardize=True"):
+        bridged(adata, labels_key="type", standardize=False)
+
+
 # Files
 
 

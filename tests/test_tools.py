@@ -132,7 +132,7 @@ def test_results_serve_scanpy(integrate, adata):
 
 def test_samples_mix_and_types_stay_apart(integrate):
     composition = [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2]]
-    adata = simulate((150, 150), n_genes=60, composition=composition, shift=1)
+    adata = simulate((150, 150), n_genes=60, composition=composition)
     integrate(adata)
     kinds, samples = adata.obs["type"], adata.obs["sample"]
     before, after = adata.X, adata.obsm["X_bioren"]
@@ -203,7 +203,180 @@ def test_an_embedding_is_integrated_and_no_gene_is_read(embedded):
 
 def test_an_embedding_with_strength_zero_stays(embedded):
     bioren.tl.integrate(embedded, "sample", use_rep="X_pca", strength=0, key_added="X_same")
-    assert_array_equal(embedded.obsm["X_same"], embedded.obsm["X_pca"])
+    assert_allclose(embedded.obsm["X_same"], embedded.obsm["X_pca"], atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7])
+def test_an_embedding_keeps_what_strength_leaves(embedded, strength):
+    for name, given in (("none", 0), ("some", strength), ("all", 1)):
+        bioren.tl.integrate(embedded, "sample", use_rep="X_pca", strength=given, key_added=name)
+    none, some, everything = (embedded.obsm[name] for name in ("none", "some", "all"))
+    assert_allclose(some, (1 - strength) * none + strength * everything, atol=1e-5)
+
+
+# What is known of the cells
+
+
+def treated(seed=0):
+    """Cells half of which carry a treatment in sample "b"; nobody is treated elsewhere.
+
+    Returns the cells, of which obs["control"] says who is not treated, and the effect per gene.
+    """
+    rng = np.random.default_rng(seed)
+    adata = simulate((120, 120, 120), n_genes=30, log_scale=0, seed=seed)
+    effect = rng.normal(size=30) * (rng.random(30) < 0.4)
+    control = (adata.obs["sample"] != "b") | (rng.random(360) < 0.5)
+    adata.X += np.outer(~control, effect).astype(np.float32)
+    adata.obs["control"] = control
+    adata.obsm["X_pca"] = np.linalg.svd(adata.X - adata.X.mean(axis=0))[0][:, :8] * 10
+    return adata, effect
+
+
+def treatment(x, adata, *, controls=False):
+    """Return the mean difference of treated cells from the other samples', within types.
+
+    controls: the difference of the treated sample's controls instead.
+    """
+    there = (adata.obs["sample"] == "b").to_numpy()
+    cells = there & (adata.obs["control"] == controls).to_numpy()
+    kinds = [(adata.obs["type"] == kind).to_numpy() for kind in adata.obs["type"].unique()]
+    return np.mean(
+        [x[kind & cells].mean(axis=0) - x[kind & ~there].mean(axis=0) for kind in kinds], axis=0
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_treatment_stays_if_the_effect_is_taken_from_controls(correct, seed):
+    adata, effect = treated(seed)
+    with_controls = correct(adata, "sample", controls_key="control", copy=True)
+    without = correct(adata, "sample", copy=True)
+
+    def kept(result):  # share of the treatment's effect
+        return treatment(result.layers["bioren"], adata) @ effect / (effect @ effect)
+
+    assert kept(with_controls) == pytest.approx(1, abs=0.1)
+    assert kept(without) < 0.7
+    # The batch effect itself is removed from all.
+    controls = adata.obs["control"].to_numpy()
+    left = [
+        np.var([x[controls & (adata.obs["sample"] == s)].mean(axis=0) for s in "abc"], axis=0)
+        for x in (with_controls.layers["bioren"], adata.X)
+    ]
+    assert left[0].mean() < 0.05 * left[1].mean()
+
+
+@pytest.mark.parametrize("use_rep", [None, "X_pca"])
+def test_a_treatment_stays_in_the_embedding_too(integrate, use_rep):
+    adata, _ = treated()
+    integrate(adata, use_rep=use_rep, controls_key="control", key_added="with")
+    integrate(adata, use_rep=use_rep, key_added="without")
+    sizes = [np.linalg.norm(treatment(adata.obsm[key], adata)) for key in ("with", "without")]
+    assert sizes[0] > 1.5 * sizes[1]
+    # Its controls lie where the other samples' cells are.
+    left, before = (
+        np.linalg.norm(treatment(adata.obsm[key], adata, controls=True))
+        for key in ("with", "X_pca")
+    )
+    assert left < 0.25 * before
+
+
+@pytest.mark.parametrize("known", [{}, {"labels_key": "type"}])
+def test_controls_everywhere_are_as_good_as_none(correct, adata, known):
+    adata.obs["all"] = True
+    result = correct(adata, "sample", controls_key="all", copy=True, **known)
+    expected = correct(adata, "sample", copy=True, **known)
+    assert_array_equal(result.layers["bioren"], expected.layers["bioren"])
+    for slot in result.obsm:
+        assert_array_equal(result.obsm[slot], expected.obsm[slot])
+
+
+def alike(seed=0):
+    """Cells of a type in both samples, and of two much alike, one in each sample.
+
+    The second genes are higher by 0.6 in the third type than in the second.
+    """
+    composition = [[0.5, 0.5, 0], [0.5, 0, 0.5]]
+    adata = simulate(
+        (150, 150), n_genes=40, composition=composition, shift=0.3, log_scale=0, seed=seed
+    )
+    shift = adata.uns["planted_shift"]
+    one, other = ((adata.obs["type"] == kind).to_numpy() for kind in ("type1", "type2"))
+    profiles = adata.X[one].mean(axis=0) - shift[0], adata.X[other].mean(axis=0) - shift[1]
+    adata.X[other] += (profiles[0] - profiles[1]).astype(np.float32)
+    adata.X[other, ::2] += 0.6
+    adata.obsm["X_pca"] = np.linalg.svd(adata.X - adata.X.mean(axis=0))[0][:, :8] * 10
+    return adata
+
+
+def between(x, adata):
+    """Return the difference of the two types' means."""
+    one, other = ((adata.obs["type"] == kind).to_numpy() for kind in ("type1", "type2"))
+    return x[other].mean(axis=0) - x[one].mean(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_types_that_labels_alone_tell_apart_stay_apart(correct, seed):
+    adata = alike(seed)
+
+    def difference(**options):  # of the second genes, and of the others
+        found = between(correct(adata, "sample", copy=True, **options).layers["bioren"], adata)
+        return found[::2].mean() - found[1::2].mean()
+
+    assert difference(labels_key="type") == pytest.approx(0.6, abs=0.15)
+    assert difference() < 0.4
+
+
+@pytest.mark.parametrize("use_rep", [None, "X_pca"])
+def test_types_that_labels_alone_tell_apart_stay_apart_in_the_embedding(integrate, use_rep):
+    adata = alike()
+    integrate(adata, use_rep=use_rep, labels_key="type", key_added="with")
+    integrate(adata, use_rep=use_rep, key_added="without")
+    sizes = [np.linalg.norm(between(adata.obsm[key], adata)) for key in ("with", "without")]
+    assert sizes[0] > 1.5 * sizes[1]
+
+
+@pytest.mark.parametrize("use_rep", [None, "X_pca"])
+def test_covariates_are_removed_in_part_and_types_stay(integrate, use_rep):
+    rng = np.random.default_rng(0)
+    adata = simulate((200, 200), n_genes=40, composition=np.full((2, 2), 0.5))
+    adata.obs["depth"] = depth = rng.normal(size=400)
+    adata.X += np.outer(depth, 0.1 * rng.normal(size=40)).astype(np.float32)
+    adata.obsm["X_pca"] = np.linalg.svd(adata.X - adata.X.mean(axis=0))[0][:, :8] * 10
+    integrate(adata, use_rep=use_rep, key_added="without")
+    integrate(adata, use_rep=use_rep, covariates=["depth"], key_added="with")
+
+    def explained(z):  # share of the variance within types that goes with depth
+        shares = []
+        for kind in adata.obs["type"].unique():
+            cells = (adata.obs["type"] == kind).to_numpy()
+            y, c = z[cells] - z[cells].mean(axis=0), depth[cells] - depth[cells].mean()
+            shares.append(np.square(y.T @ c).sum() / (c @ c) / np.square(y).sum())
+        return np.array(shares)
+
+    assert (explained(adata.obsm["with"]) < 0.9 * explained(adata.obsm["without"])).all()
+    before, after = (purity(adata.obsm[key], adata.obs["type"]) for key in ("without", "with"))
+    assert after > before - 0.01
+
+
+def test_what_was_given_is_recorded_and_survives_a_file(integrate, tmp_path):
+    adata, _ = treated()
+    adata.obs["lab"], adata.obs["depth"] = np.arange(360) % 2, np.linspace(0, 1, 360)
+    given = {
+        "labels_key": "type",
+        "covariates": ["depth"],
+        "controls_key": "control",
+        "max_removed": (1.5, 2.0),
+        "strength": 0.9,
+    }
+    integrate(adata, ["sample", "lab"], **given)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    record = read_h5ad(tmp_path / "cells.h5ad").uns["bioren"]
+    assert list(record["batch_key"]) == ["sample", "lab"]
+    assert list(record["samples"]) == [f"{s} + {n}" for s in "abc" for n in (0, 1)]
+    for name, value in given.items():
+        assert_array_equal(record["settings"][name], value)
+    integrate(adata, covariates="depth")
+    assert_array_equal(adata.uns["bioren"]["settings"]["covariates"], ["depth"])
 
 
 # The effects
@@ -229,11 +402,11 @@ def test_effects_before_a_run(adata, uns):
         bioren.tl.batch_effects(adata)
 
 
-def test_expression_is_the_same_by_either_function(integrate):
+def test_effects_are_the_same_by_either_function(integrate):
     adata = sparse_like(simulate())
     integrate(adata)
     bioren.pp.bridge(adata, "sample", key_added="alone")
-    assert_array_equal(adata.layers["alone"], adata.layers["bioren"])
+    assert bioren.tl.batch_effects(adata).equals(bioren.tl.batch_effects(adata, key="alone"))
 
 
 def test_options_are_those_given(integrate, adata):
