@@ -96,7 +96,11 @@ def read_batches(
     labels = _batch_labels(adata, batch_key)
     missing = int(labels.isna().sum())
     if missing:
-        some = f"adata.obs[{batch_key!r}].notna()" + ("" if _is_name(batch_key) else ".all(axis=1)")
+        some = (
+            f"adata.obs[{batch_key!r}].notna()"
+            if _is_name(batch_key)
+            else f"adata.obs[{list(batch_key)!r}].notna().all(axis=1)"
+        )
         msg = (
             f"obs[{batch_key!r}] has no label for {missing} of {len(labels)} cells. Drop them "
             f"(adata[{some}]) or give them a sample of their own."

@@ -28,6 +28,9 @@ __all__ = [
 #: one sample lose less than .001; samples of five technologies, or of two studies, up to .09.
 MOST_STRUCTURE = 0.25
 
+#: Samples of fewer cells have little structure of their own.
+FEWEST_CELLS = 30
+
 #: A sample has a state for itself if the others hold less than this share of what even mixing
 #: would give them.
 ALONE = 0.1
@@ -132,12 +135,12 @@ def warn_confounded(batch_key: object, condition_key: str, degree: float) -> Non
     warnings.warn(msg, stacklevel=4)
 
 
-def warn_structure(names: Sequence[str], removed: np.ndarray) -> None:
-    """Warn of samples whose own structure the correction changed a lot."""
+def warn_structure(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> None:
+    """Warn of samples whose own structure the correction changed a lot; tiny ones have none."""
     changed = [
         f"{name} ({share:.0%})"
-        for name, share in zip(names, removed, strict=True)
-        if share > MOST_STRUCTURE
+        for name, share, n_cells in zip(names, removed, cells, strict=True)
+        if share > MOST_STRUCTURE and n_cells >= FEWEST_CELLS
     ]
     if changed:
         msg = (

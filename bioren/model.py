@@ -158,8 +158,8 @@ class RenormAutoencoder:
             Sample, or samples, to whose scale all are brought; None: the pooled population, in
             which each sample weighs the same.
         labels_key
-            Column of known cell types; missing for some cells, if need be.  Samples are then
-            compared within them: no state reaches over two.
+            Column of known cell types; missing for some cells, if need be, but each type needs
+            some.  Samples are then compared within them: no state reaches over two.
         covariates
             Columns of numbers that are regressed out of the embedding within states.
         controls_key
@@ -233,7 +233,7 @@ class RenormAutoencoder:
         self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
         self.expression_ = self._bridge_expression(cells.x, facts, share, controls, in_reference)
         self.diagnosis_ = self._diagnose(variable, facts.codes, share)
-        warn_structure(batches.names, self.diagnosis_.structure_removed)
+        warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
         return self
 
     def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
@@ -435,7 +435,12 @@ class RenormAutoencoder:
         cut = np.empty_like(shifts)
         for sample, before in enumerate(removed):
             whole = before + shifts[sample] @ loadings.T  # states x genes
-            cut[sample] = (whole.clip(-most, most) - before) @ loadings
+            allowed = (whole.clip(-most, most) - before) @ loadings
+            # What the components make of it may leave the limits again: go only so far.
+            move = allowed @ loadings.T
+            room = most - np.sign(move) * before
+            far = np.divide(room, np.abs(move), out=np.full_like(move, np.inf), where=move != 0)
+            cut[sample] = allowed * far.min(axis=1, keepdims=True).clip(0, 1)
         return cut
 
     def _kept_by_bridges(self, x: Block, codes: np.ndarray) -> np.ndarray:

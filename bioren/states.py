@@ -146,8 +146,8 @@ class ConditionalBridge:
     kept
         Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
     state_labels
-        Label of each state, which no cell of another label joins, -1 for states that any cell may
-        join, shape ``(states,)``; None: the model was fitted without labels.
+        Label of each state, which no cell of another label joins, shape ``(states,)``; None: the
+        model was fitted without labels.
     unit
         Unit of each covariate, its standard deviation within samples.
     """
@@ -280,12 +280,16 @@ def default_n_states(n_cells: int) -> int:
 def _start(
     unit: np.ndarray, labels: np.ndarray | None, n_states: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the first centers and the label of each; every label has a state of its own."""
-    if labels is None:
+    """Return the first centers and the label of each; every label has a state of its own.
+
+    Cells without a label are placed among these states, wherever they fit best.
+    """
+    if labels is None or (labels < 0).all():
         return _k_means(unit, n_states, rng), None
     centers, of_state = [], []
-    for label, n_cells in zip(*np.unique(labels, return_counts=True), strict=True):
-        some = max(1, round(n_states * n_cells / len(labels)))
+    known = labels[labels >= 0]
+    for label, n_cells in zip(*np.unique(known, return_counts=True), strict=True):
+        some = max(1, round(n_states * n_cells / len(known)))
         centers.append(_k_means(unit[labels == label], some, rng))
         of_state.append(np.full(len(centers[-1]), label))
     return np.concatenate(centers), np.concatenate(of_state)
@@ -309,8 +313,8 @@ def _allowed(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.n
     """
     if labels is None or state_labels is None:
         return None
-    known = np.isin(labels, state_labels[state_labels >= 0])
-    of_others = (labels[:, None] != state_labels) & (state_labels >= 0)
+    known = np.isin(labels, state_labels)
+    of_others = labels[:, None] != state_labels
     return np.where(known[:, None] & of_others, np.float32(NEVER), np.float32(0))
 
 
@@ -458,10 +462,12 @@ def _slopes(
             cross[:, c] -= (count * levels[sample, :, c])[:, None] * by_state.mean[sample]
             square[:, c] += weighted.T @ here
             square[:, c] -= (count * levels[sample, :, c])[:, None] * levels[sample]
+    # Towards nothing: drawn towards one slope for all states, depth took the batch score of small
+    # sets with it (.79 to .63 on five pancreas samples of 100 cells).
     slopes = np.linalg.solve(square + options.prior_slope * np.eye(n_covariates), cross)
     count = by_state.count[..., None]
-    common = (count * levels).sum(axis=0) / np.maximum(count.sum(axis=0), TINY)
-    return slopes, (count * levels + 10 * common) / (count + 10)
+    level = (count * levels).sum(axis=0) / np.maximum(count.sum(axis=0), TINY)
+    return slopes, (count * levels + 10 * level) / (count + 10)
 
 
 def _effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:

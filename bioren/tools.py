@@ -82,8 +82,8 @@ def integrate(
     key_added
         Name of the embedding in ``adata.obsm``.
     labels_key
-        Column of known cell types; missing for some cells, if need be.  Samples are then
-        compared within them: no state reaches over two.
+        Column of known cell types; missing for some cells, if need be, but each type needs some.
+        Samples are then compared within them: no state reaches over two.
     covariates
         Columns of numbers that are regressed out of the embedding within states.  (The number of
         genes detected in a cell always is, but for `use_rep`.)

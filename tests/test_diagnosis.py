@@ -81,9 +81,9 @@ def test_warnings_name_what_to_do():
     with pytest.warns(UserWarning, match="'drug'.*determined by.*'lab'.*100%.*controls_key"):
         warn_confounded("lab", "drug", 1.0)
     with pytest.warns(UserWarning, match=r"b \(60%\).*over-correction"):
-        warn_structure(["a", "b"], np.array([0.1, 0.6]))
+        warn_structure(["a", "b", "c"], np.array([0.1, 0.6, 0.9]), np.array([90, 90, 5]))
     warn_confounded("lab", "drug", 0.2)  # warnings are errors
-    warn_structure(["a", "b"], np.array([0.1, 0.2]))
+    warn_structure(["a", "b"], np.array([0.1, 0.2]), np.array([90, 90]))
 
 
 # On AnnData

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import read_h5ad, read_zarr
@@ -412,3 +413,15 @@ def test_effects_are_the_same_by_either_function(integrate):
 def test_options_are_those_given(integrate, adata):
     integrate(adata, training=TrainingOptions(max_epochs=0))
     assert_array_equal(adata.uns["bioren"]["history"]["epoch"], [0])
+
+
+def test_labels_of_some_cells_part_neither_samples_nor_labelled_cells(integrate):
+    adata = simulate((150, 150), n_genes=60, shift=0.5, seed=3)
+    missing = np.random.default_rng(0).random(adata.n_obs) < 0.3
+    for without in (missing, (adata.obs["sample"] == "b").to_numpy()):
+        adata.obs["kind"] = adata.obs["type"].astype(object).where(~without)
+        z = integrate(adata, labels_key="kind", copy=True).obsm["X_bioren"]
+        assert mixing(z, adata.obs["sample"]) > 0.3
+        assert purity(z, adata.obs["type"]) > 0.98
+        if without is missing:
+            assert mixing(z, pd.Series(without)) > 0.25  # chance: .42
