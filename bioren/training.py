@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class TrainingOptions(NamedTuple):
     ----------
     max_epochs
         At most so many passes over the training cells; 0 leaves the principal components.
+    max_steps
+        No epoch begins after so many minibatches, so that large data are seen fewer times.
     patience
         Stop after so many epochs without a better result on the held-out cells.
     batch_size
@@ -50,6 +53,7 @@ class TrainingOptions(NamedTuple):
     """
 
     max_epochs: int = 40
+    max_steps: int = 2000
     patience: int = 8
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -119,6 +123,8 @@ def train(
         The loss is not finite.
     """
     training, held_out = cells
+    steps = math.ceil(len(training) / options.batch_size)
+    max_epochs = min(options.max_epochs, math.ceil(options.max_steps / steps))
     fabric = _fabric(options)
     model, optimizer = fabric.setup(network, _optimizer(network, options))
 
@@ -133,10 +139,8 @@ def train(
 
     history = [Epoch(0, error(training), error(held_out))]
     best, best_state = history[0], copy.deepcopy(network.state_dict())
-    with tqdm(
-        total=options.max_epochs, desc="training", unit="epoch", disable=not options.progress
-    ) as bar:
-        for epoch in range(1, options.max_epochs + 1):
+    with tqdm(total=max_epochs, desc="training", unit="epoch", disable=not options.progress) as bar:
+        for epoch in range(1, max_epochs + 1):
             network.train()
             losses = []
             order = rng.permutation(training)

@@ -225,3 +225,17 @@ def test_a_trained_network_can_be_saved_whole(data):
     file.seek(0)
     again = torch.load(file, weights_only=False)
     assert_array_equal(embed(again, *data), embed(network, *data))
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(0, 0), (1, 1), (5, 2), (10_000, 4)])
+def test_no_epoch_begins_after_the_last_step(max_steps, epochs):
+    from simulation import simulate
+
+    from bioren import RenormAutoencoder
+    from bioren.training import TrainingOptions
+
+    options = TrainingOptions(
+        max_epochs=4, max_steps=max_steps, batch_size=32, patience=9, progress=False
+    )
+    model = RenormAutoencoder(4, 8, training=options).fit(simulate((50, 50)), "sample")  # 3 steps
+    assert model.history_["epoch"].max() == epochs
