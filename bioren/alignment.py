@@ -19,13 +19,16 @@ from bioren.projection import Projection, gather_rows
 from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
 from bioren.states import CellFacts, ConditionalBridge, default_n_states, sample_sums
 
-__all__ = ["Alignment", "Removal", "align", "compare", "warn_apart"]
+__all__ = ["MAX_REMOVED", "Alignment", "Removal", "align", "compare", "warn_apart"]
 
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
 
 #: States are sought among so many cells; all cells are then compared within them.
 SKETCH = 5000
+
+#: By default no gene is rescaled more than twofold, and shifts have no limit.
+MAX_REMOVED = (2.0, math.inf)
 
 #: A sample that overlaps less than this with the others before correction lies apart.
 APART = 0.1
@@ -45,7 +48,7 @@ class Removal(NamedTuple):
 
     strength: float = 1.0
     max_kept: tuple[float, float] | None = None
-    max_removed: tuple[float, float] | None = (2.0, math.inf)
+    max_removed: tuple[float, float] | None = MAX_REMOVED
 
 
 class Alignment(NamedTuple):
@@ -235,8 +238,8 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
 
     r_kept, d_kept = kept(removal.strength * trust, removal)
     # All of it, within the usual limit on r or a wider one that was asked for.
-    r_usual, r_asked = (one.max_removed and one.max_removed[0] for one in (Removal(), removal))
-    widest = None if r_asked is None else (max(r_usual or 1, r_asked), math.inf)
+    asked = removal.max_removed
+    widest = None if asked is None else (max(MAX_REMOVED[0], asked[0]), math.inf)
     everything = source_of(*kept(trust, Removal(max_removed=widest)))
     return Alignment(
         r=r,

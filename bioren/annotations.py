@@ -24,6 +24,7 @@ __all__ = [
     "read_controls",
     "read_covariates",
     "read_labels",
+    "read_shared_labels",
 ]
 
 #: One column of ``obs``, or several whose combinations are the samples.
@@ -210,6 +211,20 @@ def check_shared(labels_key: str, labels: np.ndarray, batches: Batches) -> None:
             "that nothing can be compared within labels. Is it the column of cell types?"
         )
         raise ValueError(msg)
+
+
+def read_shared_labels(
+    adata: AnnData, labels_key: str | None, batches: Batches
+) -> tuple[np.ndarray | None, list[str] | None]:
+    """Read labels within which samples are compared; None: there are none.
+
+    See `read_labels` and `check_shared`.
+    """
+    if labels_key is None:
+        return None, None
+    labels, names = read_labels(adata, labels_key)
+    check_shared(labels_key, labels, batches)
+    return labels, names
 
 
 def check_condition(adata: AnnData, condition_key: str | None, batches: Batches) -> None:

@@ -18,7 +18,7 @@ from bioren.blocks import Block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype, scale_rows
 from bioren.moments import Moments
-from bioren.states import TINY, squared_errors
+from bioren.states import TINY, mixed, squared_errors
 
 __all__ = ["ExpressionBridge"]
 
@@ -119,11 +119,8 @@ class ExpressionBridge:
         """
         out = np.empty(x.shape, dtype=result_dtype(x))
         for rows, block in row_blocks(x):
-            sample = codes[rows]
-            out[rows] = to_dense(scale_rows(block, self.scale, sample))
-            for one in np.unique(sample):
-                cells = np.flatnonzero(sample == one) + rows.start
-                out[cells] += share[cells] @ self.shift[one]
+            scaled = to_dense(scale_rows(block, self.scale, codes[rows]))
+            out[rows] = scaled + mixed(share[rows], codes[rows], self.shift)
         return out
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bioren.alignment import Alignment, Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Alignment, Removal, align, warn_apart
 from bioren.annotations import (
     Batches,
     BatchKey,
     check_condition,
-    check_shared,
     list_of,
     read_batches,
     read_controls,
     read_covariates,
     read_labels,
+    read_shared_labels,
 )
 from bioren.autoencoder import BridgeNetwork
 from bioren.blocks import Block
@@ -119,7 +119,7 @@ class RenormAutoencoder:
         n_hidden: int = 256,
         *,
         strength: float = 1.0,
-        max_removed: tuple[float, float] | None = (2.0, math.inf),
+        max_removed: tuple[float, float] | None = MAX_REMOVED,
         rng: int | np.random.Generator = 0,
         training: TrainingOptions | None = None,
     ) -> None:
@@ -184,16 +184,13 @@ class RenormAutoencoder:
         batches = read_batches(adata, batch_key)
         self.batch_key_, self.layer_ = batch_key, layer
         self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
-        self.labels_: list[str] | None = None
         cells = read_cells(adata, layer)
         check_log_scale(cells.x)
         in_reference = batches.select(reference)
         rng = np.random.default_rng(self.rng)
         variable = cells.variable_matrix()
         check_varies(variable)
-        if labels_key is not None:
-            known, self.labels_ = read_labels(adata, labels_key)
-            check_shared(labels_key, known, batches)
+        _, self.labels_ = read_shared_labels(adata, labels_key, batches)
         facts = self._facts(adata, batches, variable)
         controls = None if controls_key is None else read_controls(adata, controls_key, batches)
         check_condition(adata, condition_key, batches)
@@ -372,7 +369,6 @@ class RenormAutoencoder:
         codes, effects = facts.codes, self.alignment_
         if controls is not None:
             x, codes, share = gather_rows(x, controls), codes[controls], share[controls]
-        d_max = math.inf if self.max_removed is None else self.max_removed[1]
         spread = effects.reference.std()
         return ExpressionBridge.fit(
             x,
@@ -382,7 +378,7 @@ class RenormAutoencoder:
             kept=effects.bridges,
             in_reference=in_reference,
             strength=self.strength,
-            most=d_max * np.where(spread > 0, spread, 1.0),
+            most=self._d_max * np.where(spread > 0, spread, 1.0),
         )
 
     def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:
@@ -418,19 +414,23 @@ class RenormAutoencoder:
         loadings: np.ndarray = self.network_.components.detach().cpu().numpy()
         return loadings
 
+    @property
+    def _d_max(self) -> float:
+        """Return how many standard deviations a gene may be moved by."""
+        return math.inf if self.max_removed is None else self.max_removed[1]
+
     def _within_limits(self, shifts: np.ndarray) -> np.ndarray:
         """Cut shifts of the embedding such that no gene moves by more than `max_removed`.
 
         What the bridges of the genes remove counts towards the limit, which holds for the genes
         as the components rebuild them.
         """
-        d_max = math.inf if self.max_removed is None else self.max_removed[1]
-        if math.isinf(d_max):
+        if math.isinf(self._d_max):
             return shifts
         effects = self.alignment_
         spread = effects.reference.std()
         removed = self._of_variable_genes(effects.d * effects.removed * spread)
-        most = d_max * self._of_variable_genes(spread)
+        most = self._d_max * self._of_variable_genes(spread)
         loadings = self._loadings()
         cut = np.empty_like(shifts)
         for sample, before in enumerate(removed):

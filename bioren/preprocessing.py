@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.alignment import Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Removal, align, warn_apart
 from bioren.annotations import (
     BatchKey,
     check_condition,
-    check_shared,
     read_batches,
     read_controls,
-    read_labels,
+    read_shared_labels,
 )
 from bioren.by_sample import apply_by_sample, scale_by_sample
 from bioren.cells import (
@@ -50,7 +48,7 @@ def bridge(
     condition_key: str | None = None,
     strength: float = 1.0,
     max_kept: tuple[float, float] | None = None,
-    max_removed: tuple[float, float] | None = (2.0, math.inf),
+    max_removed: tuple[float, float] | None = MAX_REMOVED,
     rng: int | np.random.Generator = 0,
     copy: bool = False,
 ) -> AnnData | None:
@@ -122,12 +120,9 @@ def bridge(
     cells = read_cells(adata, layer)
     check_log_scale(cells.x)
     check_condition(adata, condition_key, batches)
-    labels = None
-    if labels_key is not None:
-        if not standardize:
-            raise ValueError("labels_key serves to compare within states: standardize=True.")
-        labels, _ = read_labels(adata, labels_key)
-        check_shared(labels_key, labels, batches)
+    if labels_key is not None and not standardize:
+        raise ValueError("labels_key serves to compare within states: standardize=True.")
+    labels, _ = read_shared_labels(adata, labels_key, batches)
     facts, compared = CellFacts(batches.codes, labels=labels), cells
     if controls_key is not None:
         controls = read_controls(adata, controls_key, batches)

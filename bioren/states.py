@@ -37,7 +37,6 @@ TINY = 1e-12
 #: Added to the log-responsibility where a label rules a state out.
 NEVER = -1e9
 
-
 #: A shift whose square exceeds that of the sample's median cell so many times is distrusted.
 UNUSUAL = 1.5
 
@@ -233,7 +232,7 @@ class ConditionalBridge:
 
     def removed(self, share: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Return the shift that is removed from each cell, shape ``(cells, dims)``."""
-        shift: np.ndarray = _mixed(share, codes, self.rounds[-1].shifts - self.kept)
+        shift: np.ndarray = mixed(share, codes, self.rounds[-1].shifts - self.kept)
         return shift
 
     def apply(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
@@ -269,7 +268,7 @@ class ConditionalBridge:
                 moved, facts.codes, step.centers, step.log_odds, allowed, self.width
             )
             moved = _moved(z, facts.codes, covariates, share, step)
-        return Placed(moved, share, _mixed(share, facts.codes, self.kept).astype(z.dtype))
+        return Placed(moved, share, mixed(share, facts.codes, self.kept).astype(z.dtype))
 
 
 def default_n_states(n_cells: int) -> int:
@@ -503,14 +502,14 @@ def _responsibilities(
 def _moved(
     z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, share: np.ndarray, step: Round
 ) -> np.ndarray:
-    offset = _mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
+    offset = mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
     for c in range(covariates.shape[1]):
         offset += covariates[:, [c]] * (share @ step.slopes[:, c])
     moved: np.ndarray = (z - offset).astype(z.dtype)
     return moved
 
 
-def _mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+def mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return the mean of a table's rows, samples x states x dims, by each cell's shares."""
     mixed = np.empty((len(share), table.shape[-1]))
     for sample in np.unique(codes):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bioren.alignment import MAX_REMOVED
 from bioren.annotations import (
     BatchKey,
     check_condition,
-    check_shared,
     read_batches,
     read_controls,
     read_covariates,
-    read_labels,
+    read_shared_labels,
 )
 from bioren.cells import check_strength, check_writable, read_embedding, writable
 from bioren.model import RenormAutoencoder
@@ -31,9 +30,6 @@ __all__ = ["batch_effects", "diagnose", "integrate"]
 
 #: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
 KEY = "bioren"
-
-#: By default no gene is rescaled more than twofold, and shifts have no limit.
-MAX_REMOVED = (2.0, math.inf)
 
 
 def integrate(
@@ -304,10 +300,7 @@ def _integrate_embedding(
     batches = read_batches(adata, batch_key)
     z = read_embedding(adata, use_rep)
     check_condition(adata, condition_key, batches)
-    labels = None
-    if labels_key is not None:
-        labels, _ = read_labels(adata, labels_key)
-        check_shared(labels_key, labels, batches)
+    labels, _ = read_shared_labels(adata, labels_key, batches)
     facts = CellFacts(batches.codes, read_covariates(adata, covariates), labels)
     controls = slice(None) if controls_key is None else read_controls(adata, controls_key, batches)
     states = ConditionalBridge.fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,7 +10,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bioren.alignment import Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Removal, align, warn_apart
 from bioren.by_sample import apply_by_sample
 from bioren.cells import check_strength
 from bioren.states import CellFacts
@@ -74,7 +73,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         standardize: bool = False,
         strength: float = 1.0,
         max_kept: tuple[float, float] | None = None,
-        max_removed: tuple[float, float] | None = (2.0, math.inf),
+        max_removed: tuple[float, float] | None = MAX_REMOVED,
         random_state: int = 0,
     ) -> None:
         self.reference = reference

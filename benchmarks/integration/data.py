@@ -7,6 +7,7 @@ model counts.  A file that holds an embedding alone is taken as it is.
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,14 @@ def public_files() -> list[Path]:
     """Return the public data sets of the folder that BIOREN_DATA names; none without it."""
     folder = os.environ.get("BIOREN_DATA")
     return [Path(folder) / f"{name}.h5ad" for name in CORE + OTHERS] if folder else []
+
+
+def named_or_main(file: Path | None, parser: argparse.ArgumentParser) -> Path:
+    """Return the file that an option names, or the largest public set; end with usage without."""
+    path = file or Path(os.environ.get("BIOREN_DATA", ".")) / "pbmc_kang_10x3k.h5ad"
+    if not path.exists():
+        parser.error(f"there is no {path}: name a file, or set BIOREN_DATA")
+    return path
 
 
 def read(path: Path) -> AnnData:

@@ -13,7 +13,6 @@ take more than 12 GB.  Written is scaling.csv; figures.py draws it.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import pandas as pd
 from measure import Cost, in_own_process
 from run import RESULTS, markdown
 
-from data import normalized, read
+from data import named_or_main, normalized, read
 
 KEPT = 0.9  # share of the molecules
 FITTED = 10_000  # cells that the model for embedding is fitted on
@@ -122,9 +121,7 @@ def main() -> None:
     parser.add_argument("--embedded", type=int, default=100_000, help="cells for a fitted model")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args()
-    path = options.file or Path(os.environ.get("BIOREN_DATA", ".")) / "pbmc_kang_10x3k.h5ad"
-    if not path.exists():
-        parser.error(f"there is no {path}: name a file, or set BIOREN_DATA")
+    path = named_or_main(options.file, parser)
 
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -10,7 +10,6 @@ and scVI with its default number of epochs, once each.  Written is speed.csv, a 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +17,7 @@ from measure import cores, in_own_process, integration
 from run import RESULTS
 from scaling import TASKS
 
-from data import prepared
+from data import named_or_main, prepared
 
 BRIDGE, COMBAT = "bioren.pp.bridge", "combat"
 
@@ -39,9 +38,7 @@ def main() -> None:
     parser.add_argument("--without-scvi", action="store_true", help="leave out the slow comparison")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args()
-    path = options.file or Path(os.environ.get("BIOREN_DATA", ".")) / "pbmc_kang_10x3k.h5ad"
-    if not path.exists():
-        parser.error(f"there is no {path}: name a file, or set BIOREN_DATA")
+    path = named_or_main(options.file, parser)
 
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
