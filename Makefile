@@ -12,7 +12,7 @@ STAMPS := $(VENV)/.installed $(addprefix $(VENV)/.installed-,test dev doc) \
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs benchmarks layers
+.PHONY: help demo test lint docs benchmarks mapping layers
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -37,6 +37,11 @@ docs: $(VENV)/.installed-doc  ## build the documentation into docs/_build/html
 benchmarks: $(BENCHMARK_VENV)/.installed-benchmark  ## compare with the peers, in an environment of its own
 	$(BENCHMARK_VENV)/bin/python benchmarks/integration/run.py $(ARGS)
 	$(BENCHMARK_VENV)/bin/python benchmarks/integration/figures.py
+
+mapping: $(BENCHMARK_VENV)/.installed-benchmark  ## map queries onto references, beside the peers
+	$(BENCHMARK_VENV)/bin/python benchmarks/mapping/bulk.py
+	$(BENCHMARK_VENV)/bin/python benchmarks/mapping/leave_one_out.py $(ARGS)
+	$(BENCHMARK_VENV)/bin/python benchmarks/mapping/held_out_types.py $(ARGS)
 
 LAYERS := speed claims small_batches gan segmentation distributed reinforcement
 layers: $(BENCHMARK_VENV)/.installed-benchmark  ## measure the layers: speed, claims, networks

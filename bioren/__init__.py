@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bioren import datasets, nn
+    from bioren import plotting as pl
     from bioren import preprocessing as pp
     from bioren import tools as tl
     from bioren.bridge import AffineBridge
-    from bioren.model import RenormAutoencoder
+    from bioren.model import RenormAutoencoder, load
     from bioren.moments import Moments
+    from bioren.population import Population
     from bioren.transformer import BridgeTransformer
 
 __version__ = "0.1.0"
@@ -24,27 +26,38 @@ __all__ = [
     "AffineBridge",
     "BridgeTransformer",
     "Moments",
+    "Population",
     "RenormAutoencoder",
     "datasets",
+    "load",
     "nn",
+    "pl",
     "pp",
     "tl",
 ]
 
-_MODULES = {"datasets": "datasets", "nn": "nn", "pp": "preprocessing", "tl": "tools"}
-_CLASSES = {
+_MODULES = {
+    "datasets": "datasets",
+    "nn": "nn",
+    "pl": "plotting",
+    "pp": "preprocessing",
+    "tl": "tools",
+}
+_NAMES = {
     "AffineBridge": "bridge",
     "BridgeTransformer": "transformer",
     "Moments": "moments",
+    "Population": "population",
     "RenormAutoencoder": "model",
+    "load": "model",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"bioren.{_MODULES[name]}")
-    if name in _CLASSES:
-        return getattr(importlib.import_module(f"bioren.{_CLASSES[name]}"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"bioren.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'bioren' has no attribute {name!r}")
 
 

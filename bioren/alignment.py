@@ -16,10 +16,19 @@ import numpy as np
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.moments import Moments
 from bioren.projection import Projection, gather_rows
+from bioren.shifts import sample_sums
 from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
-from bioren.states import CellFacts, ConditionalBridge, default_n_states, sample_sums
+from bioren.states import CellFacts, ConditionalBridge, default_n_states
 
-__all__ = ["MAX_REMOVED", "Alignment", "Removal", "align", "compare", "warn_apart"]
+__all__ = [
+    "MAX_REMOVED",
+    "Alignment",
+    "Removal",
+    "align",
+    "apart_messages",
+    "compare",
+    "warn_apart",
+]
 
 #: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
 TABLE_ENTRIES = 2**25
@@ -60,8 +69,9 @@ class Alignment(NamedTuple):
         The samples' spread and mean against the reference's, standardised to its composition:
         ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
         shape ``(samples, genes)``.
-    standard_error
-        Of `d`.
+    standard_error_r, standard_error_d
+        Of `r` and of `d`.  That of `r` is what normal values would have:
+        ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells.
     overlap
         Share of each sample that lives in states which other samples have too, ``(samples,)``.
     overlap_before
@@ -79,7 +89,8 @@ class Alignment(NamedTuple):
 
     r: np.ndarray
     d: np.ndarray
-    standard_error: np.ndarray
+    standard_error_r: np.ndarray
+    standard_error_d: np.ndarray
     overlap: np.ndarray
     overlap_before: np.ndarray
     removed: np.ndarray
@@ -87,6 +98,13 @@ class Alignment(NamedTuple):
     reference: Moments
     bridges: AffineBridge
     full: AffineBridge
+
+    def of_genes(self, index: np.ndarray) -> Alignment:
+        """Return what is known of some genes."""
+        by_gene = ("r", "d", "standard_error_r", "standard_error_d", "removed", "bridges", "full")
+        some: dict[str, Any] = {name: getattr(self, name)[:, index] for name in by_gene}
+        samples, reference = self.samples.of_genes(index), self.reference.of_genes(index)
+        return self._replace(samples=samples, reference=reference, **some)
 
 
 def align(
@@ -185,32 +203,47 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
     alignment
         What `align` found.
     """
+    if len(names) == 1:
+        return  # a reference by itself: nothing is compared
+    for msg in apart_messages(names, alignment.overlap, alignment.overlap_before):
+        warnings.warn(msg, stacklevel=3)
+
+
+def apart_messages(
+    names: Sequence[str], overlap: np.ndarray, overlap_before: np.ndarray
+) -> list[str]:
+    """Say which samples have hardly a cell state in common with the others; see `Alignment`."""
 
     def below(least: float, overlap: np.ndarray) -> list[str]:
         return [str(name) for name, share in zip(names, overlap, strict=True) if share < least]
 
-    def warn(which: list[str], consequence: str) -> None:
-        msg = (
+    def message(which: list[str], consequence: str) -> str:
+        return (
             f"{len(which)} of {len(names)} samples have hardly a cell state in common with the "
             f"others: {', '.join(which[:8])}{', ...' if len(which) > 8 else ''}. {consequence}"
         )
-        warnings.warn(msg, stacklevel=4)
 
-    never = below(LEAST_OVERLAP, alignment.overlap)
-    at_first = [name for name in below(APART, alignment.overlap_before) if name not in never]
+    never = below(LEAST_OVERLAP, overlap)
+    at_first = [name for name in below(APART, overlap_before) if name not in never]
+    messages = []
     if never:
-        warn(
-            never,
-            "Their batch effect cannot be told from their composition, so their expression is "
-            "left as it is.",
+        messages.append(
+            message(
+                never,
+                "Their batch effect cannot be told from their composition, so their expression is "
+                "left as it is.",
+            )
         )
     if at_first:
-        warn(
-            at_first,
-            "Their plain moments were matched before comparing states. If their cell types differ "
-            "from the others', that difference is lost with the batch effect: look at known "
-            "markers, or leave these samples out.",
+        messages.append(
+            message(
+                at_first,
+                "Their plain moments were matched before comparing states. If their cell types "
+                "differ from the others', that difference is lost with the batch effect: look at "
+                "known markers, or leave these samples out.",
+            )
         )
+    return messages
 
 
 def compare(standardized: Standardized, removal: Removal) -> Alignment:
@@ -244,7 +277,8 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     return Alignment(
         r=r,
         d=d,
-        standard_error=error / spread,
+        standard_error_r=r * np.sqrt((1 / samples.count[:, None] + 1 / reference.count) / 2),
+        standard_error_d=error / spread,
         overlap=overlap,
         overlap_before=overlap,
         removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),

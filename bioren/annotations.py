@@ -20,6 +20,7 @@ __all__ = [
     "check_condition",
     "check_shared",
     "list_of",
+    "one_sample",
     "read_batches",
     "read_controls",
     "read_covariates",
@@ -70,7 +71,11 @@ class Batches(NamedTuple):
 
 
 def read_batches(
-    adata: AnnData, batch_key: BatchKey, *, names: Sequence[str] | None = None
+    adata: AnnData,
+    batch_key: BatchKey,
+    *,
+    names: Sequence[str] | None = None,
+    single: bool = False,
 ) -> Batches:
     """Read the sample of each cell.
 
@@ -82,7 +87,9 @@ def read_batches(
         Column of ``adata.obs``, or several: each combination that occurs is a sample, such as
         ``"donor1 + 10x"``.  Labels that read the same, such as 1 and "1", are one sample.
     names
-        The samples that a fitted model knows; None: those found, at least two.
+        The samples that a fitted model knows; None: those found.
+    single
+        Whether one sample will do, too.
 
     Raises
     ------
@@ -112,7 +119,7 @@ def read_batches(
     found = list(dict.fromkeys(labels_read))
     codes = _positions(labels_read, found)[labels.cat.codes]
     if names is None:
-        _check_samples(batch_key, found, len(labels))
+        _check_samples(batch_key, found, len(labels), single)
         return Batches(batch_key, found, codes)
     unknown = [name for name in found if name not in names]
     if unknown:
@@ -122,6 +129,11 @@ def read_batches(
         )
         raise ValueError(msg)
     return Batches(batch_key, list(names), _positions(found, names)[codes])
+
+
+def one_sample(adata: AnnData, name: str = "query") -> Batches:
+    """Return all cells as one sample."""
+    return Batches("", [name], np.zeros(adata.n_obs, dtype=np.int64))
 
 
 def read_labels(
@@ -317,16 +329,16 @@ def _positions(wanted: Sequence[str], names: Sequence[str]) -> np.ndarray:
     return np.array([position[name] for name in wanted], dtype=np.int64)
 
 
-def _check_samples(batch_key: BatchKey, names: list[str], n_cells: int) -> None:
+def _check_samples(batch_key: BatchKey, names: list[str], n_cells: int, single: bool) -> None:
     if n_cells == 0:
         raise ValueError("adata has no cells.")
-    if len(names) == 1:
+    if len(names) == 1 and not single:
         msg = (
             f"obs[{batch_key!r}] names one sample only, {names[0]!r}: there is no batch effect to "
             "remove. Choose another column, or go on without integration."
         )
         raise ValueError(msg)
-    if 2 * len(names) > n_cells:
+    if 2 * len(names) > n_cells and len(names) > 1:
         msg = (
             f"obs[{batch_key!r}] has {len(names)} labels for {n_cells} cells, such as "
             f"{names[0]!r}: these look like barcodes. Name the column that says which sample a "

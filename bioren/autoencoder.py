@@ -102,6 +102,10 @@ class BridgeNetwork(nn.Module):
         """Return the embedding, shape ``(cells, latent)``, of cells x genes `x`."""
         return self.spread * self._encode(self._standard(x, sample))
 
+    def encode_bridged(self, x: Tensor) -> Tensor:
+        """Return the embedding of expression that is on the reference's scale already."""
+        return self.spread * self._encode((x - self.center) / self.spread)
+
     def decode(self, z: Tensor, sample: Tensor | None = None) -> Tensor:
         """Return expression on the reference's scale, shape ``(cells, genes)``.
 

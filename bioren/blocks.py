@@ -1,7 +1,7 @@
 """Row blocks of a cells x genes matrix, whatever holds it.
 
-NumPy, SciPy CSR and CSC, dask arrays, matrices of a backed AnnData and HDF5 datasets are read
-a block of rows at a time.  Sparse stays sparse; a block is small enough to be made dense.
+NumPy, SciPy CSR and CSC, dask and CuPy arrays, matrices of a backed AnnData and HDF5 datasets are
+read a block of rows at a time.  Sparse stays sparse; a block is small enough to be made dense.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def row_blocks(x: Any, *, entries: int = BLOCK_ENTRIES) -> Iterator[tuple[slice,
     """
     check_matrix(x)
     n_rows, n_columns = x.shape
-    x = _row_sliceable(x)
+    x = _row_sliceable(on_host(x))
     step = max(1, entries // max(1, n_columns))
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
@@ -54,6 +54,7 @@ def as_block(x: Any) -> Block:
     """Return rows `x` in memory, as an ndarray or a CSR matrix without duplicates."""
     if hasattr(x, "compute"):  # dask
         x = x.compute()
+    x = on_host(x)
     if not sparse.issparse(x):
         return np.asarray(x)
     x = sparse.csr_matrix(x)
@@ -61,6 +62,11 @@ def as_block(x: Any) -> Block:
         x = x.copy()
         x.sum_duplicates()
     return x
+
+
+def on_host(x: Any) -> Any:
+    """Return a CuPy array or matrix as one of NumPy or SciPy, and anything else as it is."""
+    return x.get() if type(x).__module__.split(".")[0] in ("cupy", "cupyx") else x
 
 
 def stacked(blocks: list[Block]) -> Block:

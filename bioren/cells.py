@@ -6,6 +6,7 @@ cells comes through `bioren.annotations`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bioren.blocks import Block, row_blocks, stacked
+from bioren.blocks import Block, on_host, row_blocks, stacked
 from bioren.messages import choices, listed
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cells",
     "check_log_scale",
+    "check_same_sum",
     "check_strength",
     "check_varies",
     "check_writable",
@@ -29,11 +31,16 @@ __all__ = [
     "looks_like_counts",
     "read_cells",
     "read_embedding",
+    "read_matrix",
+    "target_sum",
     "writable",
 ]
 
 #: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
 LARGEST_LOG = 50.0
+
+#: Entries of the rows in which a normalisation is looked for.
+SAMPLED_ENTRIES = 2**20
 
 #: States are directions in an embedding; one dimension has no directions to tell apart.
 FEWEST_DIMENSIONS = 2
@@ -97,15 +104,7 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     ValueError
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
-    if layer is not None and layer not in adata.layers:
-        msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
-        raise KeyError(msg)
-    x = adata.X if layer is None else adata.layers[layer]
-    if x is None:
-        layers = listed(adata.layers)
-        raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
-    if 0 in x.shape:
-        raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
+    x = read_matrix(adata, layer)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
@@ -113,8 +112,6 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
             "Call adata.var_names_make_unique() first."
         )
         raise ValueError(msg)
-    x = _readable(x)
-    _check_finite(x)
     if genes is not None:
         columns = adata.var_names.get_indexer(genes)
         if (columns < 0).any():
@@ -130,6 +127,30 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     return Cells(x, adata.var_names, variable)
 
 
+def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
+    """Return ``adata.X``, or a layer, as a matrix whose rows can be read in blocks.
+
+    Raises
+    ------
+    KeyError
+        There is no such layer.
+    ValueError
+        There are no cells or genes, or values that are no finite numbers.
+    """
+    if layer is not None and layer not in adata.layers:
+        msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
+        raise KeyError(msg)
+    x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        layers = listed(adata.layers)
+        raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
+    if 0 in x.shape:
+        raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
+    x = _readable(x)
+    _check_finite(x)
+    return x
+
+
 def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
     """Return ``adata.obsm[use_rep]``, shape ``(cells, dims)``, as floating point numbers.
 
@@ -143,7 +164,7 @@ def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
     if use_rep not in adata.obsm:
         msg = f"There is no embedding {use_rep!r}; {choices('obsm', use_rep, adata.obsm)}."
         raise KeyError(msg)
-    z = adata.obsm[use_rep]
+    z = on_host(adata.obsm[use_rep])
     z = z.toarray() if sparse.issparse(z) else np.asarray(z)
     if z.ndim != 2 or len(z) == 0 or z.shape[1] < FEWEST_DIMENSIONS:
         msg = (
@@ -247,6 +268,33 @@ def looks_like_counts(x: Any) -> bool:
     return largest > LARGEST_LOG or 2 * n_whole > n_above
 
 
+def target_sum(x: Any) -> float | None:
+    """Return how many molecules per cell expression was brought to before the logarithm.
+
+    Found in the first block of rows; None where they differ, as they do among some genes only.
+    """
+    for _, block in row_blocks(x, entries=SAMPLED_ENTRIES):
+        if block.min() < 0:
+            return None
+        molecules = block.expm1() if sparse.issparse(block) else np.expm1(block)
+        sums = np.asarray(molecules.sum(axis=1), dtype=np.float64).ravel()
+        typical = float(np.median(sums))
+        return round(typical, -1) if np.ptp(sums) <= 0.01 * typical else None
+    return None
+
+
+def check_same_sum(x: Any, expected: float | None) -> None:
+    """Warn of log-expression that was brought to another number of molecules per cell."""
+    found = target_sum(x)
+    if found and expected and not 0.9 < found / expected < 1.1:
+        msg = (
+            f"The query was normalised to {found:,.0f} molecules per cell, the reference to "
+            f"{expected:,.0f}. Normalise it anew from counts: "
+            f"sc.pp.normalize_total(adata, target_sum={expected:g})."
+        )
+        warnings.warn(msg, stacklevel=4)
+
+
 def has_negative(x: Any) -> bool:
     """Return whether there are values below 0, in a matrix of any kind that `row_blocks` reads."""
     return any(bool((values < 0).any()) for values in _stored_values(x))
@@ -260,6 +308,7 @@ def _readable(x: Any) -> Any:
             "adata.X = adata.X.astype('float32')"
         )
         raise ValueError(msg)
+    x = on_host(x)  # once, as it is read several times
     if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
         x = x.to_memory()  # backed, and without rows to read
     if sparse.issparse(x):

@@ -1,12 +1,13 @@
-"""The command line: ``bioren demo`` and ``bioren integrate``."""
+"""The command line: ``bioren demo``, ``integrate``, ``map`` and ``effects``."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from bioren.annotations import BatchKey
 
 __all__ = ["app"]
+
+#: So many variable genes make the embedding, if none are marked.
+VARIABLE_GENES = 2000
 
 # Plain help, not rich's: it fills lines, and square brackets are no markup.
 app = typer.Typer(
@@ -101,8 +105,9 @@ def integrate(
         list[str] | None,
         typer.Option(
             metavar="SAMPLE",
-            help="Bring all samples to the scale of this one.  Give it again for several.  "
-            "Without it: to the scale of all samples together, each weighing the same.",
+            help="Bring all samples to the scale of this one, or of the population in this file.  "
+            "Give it again for several samples.  Without it: to the scale of all samples "
+            "together, each weighing the same.",
         ),
     ] = None,
     layer: Annotated[
@@ -116,7 +121,7 @@ def integrate(
             help="Build the embedding on so many variable genes, unless var['highly_variable'] "
             "marks some already.  All genes are corrected.",
         ),
-    ] = 2000,
+    ] = VARIABLE_GENES,
     latent: Annotated[
         int, typer.Option(metavar="N", min=2, help="Dimensions of the embedding.")
     ] = 20,
@@ -152,11 +157,32 @@ def integrate(
             metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
         ),
     ] = None,
+    save_model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the fitted model as well, for `bioren map` and Python."
+        ),
+    ] = None,
+    publish: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what others need to map their samples, and nothing told by fewer than 10 "
+            "cells.",
+        ),
+    ] = None,
+    learn: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Column of labels that `bioren map` is to carry over.  May be repeated.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Seed of all randomness: same seed, same file.")
     ] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT.h5ad if it exists.")
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
@@ -169,30 +195,34 @@ def integrate(
     scanpy's neighbors; layers["bioren"], the corrected log-expression; and uns["bioren"], the
     batch effect of each sample on each gene, and signs of over-correction.
 
-    If anything goes wrong, OUT.h5ad is left as it was, or absent, and the exit code is 1 (2 for
-    a wrong option).
+    If anything goes wrong, all files are left as they were, or absent, and the exit code is 1 (2
+    for a wrong option).
     """
+    models = [path for path in (save_model, publish) if path is not None]
+    if learn and not models:
+        raise typer.BadParameter(
+            "labels are learned for a model: --save-model FILE, --publish FILE, or both.",
+            param_hint="'--learn'",
+        )
 
     def say(text: str) -> None:
         if not quiet:
             typer.echo(text)
 
     with _clear_errors(quiet):
-        if target.exists() and not target.is_dir() and not overwrite:
-            what = "is the input itself" if _same_file(source, target) else "exists already"
-            raise FileExistsError(f"{target} {what}; --overwrite replaces it.")
-        from bioren.files import whole_file
-
-        with whole_file(target, overwrite=overwrite) as path:
-            adata = _read(source)
-            say(f"{source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
+        with (
+            _targets(source, [target, *models], overwrite=overwrite) as paths,
+            TemporaryDirectory() as folder,
+        ):
+            adata = _read(source, say)
             key = batch_key[0] if len(batch_key) == 1 else batch_key
             _prepare(adata, key, layer, genes, say)
             say("comparing samples within cell states, then training while it helps")
+            fitted = Path(folder) / "model" if models else None
             bioren.tl.integrate(
                 adata,
                 key,
-                reference=reference or None,
+                reference=reference[0] if reference and len(reference) == 1 else reference or None,
                 layer=layer,
                 labels_key=labels,
                 covariates=covariate,
@@ -202,27 +232,266 @@ def integrate(
                 strength=strength,
                 max_removed=(2.0, math.inf if max_shift is None else max_shift),
                 rng=seed,
+                save_model=fitted,
                 progress=not quiet,
             )
-            adata.write_h5ad(path)
+            adata.write_h5ad(paths[target])
+            if fitted is not None:
+                model = bioren.load(fitted)
+                for labels_key in learn or []:
+                    model.learn_labels(adata, labels_key)
+                if save_model is not None:
+                    model.save(paths[save_model], overwrite=True)
+                if publish is not None:
+                    model.publish(paths[publish], overwrite=True)
         say(f"{target}: obsm['X_bioren'], layers['bioren'], uns['bioren'] written")
+        for path in models:
+            say(f"{path}: model written, for `bioren map`")
+
+
+@app.command(
+    "map",
+    short_help="Map new cells onto a fitted reference.",
+    epilog="Example: bioren map new.h5ad mapped.h5ad --reference blood.bioren --batch-key sample",
+)
+def map_query(
+    source: Annotated[Path, typer.Argument(metavar="QUERY.h5ad", help="Cells to map.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.h5ad", help="File to write.")],
+    reference: Annotated[
+        Path,
+        typer.Option(
+            metavar="MODEL", help="Written by `bioren integrate` --save-model or --publish."
+        ),
+    ],
+    batch_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch-key",
+            "-b",
+            metavar="KEY",
+            help="Column of obs that names each cell's sample.  Give it again for several.  "
+            "Without it, all cells are one sample.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Read log-expression here instead of in X.")
+    ] = None,
+    genes_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Column of var that names genes as the reference does, such as Ensembl "
+            "identifiers.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT.h5ad if it exists.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Map the cells of QUERY.h5ad onto the reference in MODEL, and write them to OUT.h5ad.
+
+    Nothing is trained, and no cell of the reference is needed.  Counts in X are normalised first,
+    as those of the reference were, and kept in layers["counts"].  Give all genes that were
+    measured: those that the reference does not have are left alone.
+
+    OUT.h5ad holds all that QUERY.h5ad holds, and in addition obsm["X_bioren"], the embedding;
+    layers["bioren"], expression on the reference's scale; obs["bioren_mapping_score"], the
+    probability that the reference holds the cell's type; labels that the model learned; and
+    uns["bioren"], the effect of each sample on each gene.
+
+    If anything goes wrong, OUT.h5ad is left as it was, or absent, and the exit code is 1 (2 for
+    a wrong option).
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            typer.echo(text)
+
+    with _clear_errors(quiet), _targets(source, [target], overwrite=overwrite) as paths:
+        model = bioren.load(reference)
+        say(f"{reference}: {model.population_}")
+        adata = _read(source, say)
+        if layer is None:
+            _normalize(adata, say, model.population_.target_sum)
+        key = (batch_key[0] if len(batch_key) == 1 else batch_key) if batch_key else None
+        bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
+        n_genes = int(adata.var["bioren_mapped"].sum())
+        say(f"{n_genes:,} of its genes are among the reference's {len(model.genes_):,}")
+        mapping = adata.uns["bioren"]["mapping"]
+        for name, score in zip(
+            adata.uns["bioren"]["samples"], mapping["mapping_score"], strict=True
+        ):
+            say(f"{name}: mapping score {score:.2f}")
+        adata.write_h5ad(paths[target])
+    say(f"{target} written")
+
+
+@app.command(
+    short_help="Report the batch effects of an .h5ad file.",
+    epilog="Example: bioren effects cells.h5ad --batch-key sample --report effects.html",
+)
+def effects(
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Data to look at.")],
+    batch_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch-key",
+            "-b",
+            metavar="KEY",
+            help="Column of obs that names each cell's sample.  Give it again for several.  Not "
+            "needed where IN.h5ad comes from `bioren integrate`.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="OUT.html", help="Page to write, for any browser.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.csv", help="Table to write, a row per sample and gene; or OUT.csv.gz."
+        ),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Report the batch effect of each sample on each gene, as a page, a table, or both.
+
+    If IN.h5ad comes from `bioren integrate`, the effects are those that were found then.  If
+    not, or if --batch-key names another column than then, they are found now, with the defaults
+    of `bioren integrate`; IN.h5ad stays as it is.
+
+    OUT.html holds a summary, warnings, plots and the most affected genes.  It is one file that
+    loads nothing from anywhere.
+
+    If anything goes wrong, OUT.html and OUT.csv are left as they were, or absent, and the exit
+    code is 1 (2 for a wrong option).
+    """
+    if report is None and table is None:
+        raise typer.BadParameter(
+            "name what to write: --report OUT.html, --table OUT.csv, or both.",
+            param_hint="'--report'",
+        )
+
+    def say(text: str) -> None:
+        if not quiet:
+            typer.echo(text)
+
+    with _clear_errors(quiet), ExitStack() as files:
+        from bioren.files import whole_file
+
+        targets = [path for path in (report, table) if path is not None]
+        if len({path.resolve() for path in targets}) < len(targets):
+            raise FileExistsError(f"{report} cannot be both page and table: name two files.")
+        for path in targets:
+            if _same_file(source, path):
+                raise FileExistsError(f"{path} is the input itself: name another file.")
+            if path.exists() and not path.is_dir() and not overwrite:
+                raise FileExistsError(f"{path} exists already; --overwrite replaces it.")
+        page, rows = (
+            None if path is None else files.enter_context(whole_file(path, overwrite=overwrite))
+            for path in (report, table)
+        )
+        adata = _read(source, say)
+        _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
+        if rows is not None:
+            bioren.tl.batch_effects(adata).to_csv(rows, index=False)
+        if page is not None:
+            from bioren.report import render
+
+            html = render(
+                adata,
+                condition_key=condition,
+                source=source.name,
+                table=None if table is None else table.name,
+            )
+            page.write_text(html, encoding="utf-8")
+        files.close()
+        say(f"{' and '.join(map(str, targets))} written")
+
+
+def _find_effects(
+    adata: AnnData,
+    batch_key: list[str],
+    condition: str | None,
+    say: Callable[[str], None],
+    *,
+    progress: bool,
+) -> None:
+    """Leave effects in ``uns["bioren"]``: those found before, if they are the ones asked for."""
+    from bioren.annotations import list_of
+    from bioren.messages import listed
+    from bioren.record import read_effects
+
+    try:
+        before = read_effects(adata, "bioren")
+    except KeyError as error:
+        if not batch_key:
+            reason = str(error.args[0]).partition(". ")[0]
+            msg = (
+                f"{reason}. Name the samples, and the effects are found now: --batch-key KEY; obs "
+                f"holds: {listed(adata.obs)}."
+            )
+            raise KeyError(msg) from error
+    else:
+        if not batch_key or batch_key == list_of(before.batch_key):
+            say(f"effects of {len(before.samples)} samples, found before, from uns['bioren']")
+            return
+    key = batch_key[0] if len(batch_key) == 1 else batch_key
+    _prepare(adata, key, None, VARIABLE_GENES, say)
+    say("comparing samples within cell states, then training while it helps")
+    bioren.tl.integrate(adata, key, condition_key=condition, progress=progress)
+
+
+@contextmanager
+def _targets(source: Path, targets: list[Path], *, overwrite: bool) -> Iterator[dict[Path, Path]]:
+    """Yield what to write instead of each target, which takes its place when all went well."""
+    from bioren.files import whole_file
+
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise FileExistsError(f"{targets[0]} is named twice: name a file for each.")
+    for path in targets:
+        if path.exists() and not path.is_dir() and not overwrite:
+            what = "is the input itself" if _same_file(source, path) else "exists already"
+            raise FileExistsError(f"{path} {what}; --overwrite replaces it.")
+    with ExitStack() as files:
+        yield {path: files.enter_context(whole_file(path, overwrite=overwrite)) for path in targets}
 
 
 def _same_file(source: Path, target: Path) -> bool:
-    return source.exists() and source.samefile(target)
+    return source.exists() and target.exists() and source.samefile(target)
 
 
-def _read(source: Path) -> AnnData:
+def _read(source: Path, say: Callable[[str], None]) -> AnnData:
     import anndata
 
     if not source.is_file():
         what = "this is a folder" if source.is_dir() else "there is no such file"
         raise FileNotFoundError(f"{source}: {what}. Name an .h5ad file.")
     try:
-        return anndata.read_h5ad(source)
+        adata = anndata.read_h5ad(source)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"{source} cannot be read as .h5ad: {reason}") from error
+    say(f"{source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
+    return adata
+
+
+def _normalize(adata: AnnData, say: Callable[[str], None], target_sum: float | None = None) -> None:
+    from bioren.recipe import TARGET_SUM, normalize_counts
+
+    target_sum = target_sum or TARGET_SUM
+    if normalize_counts(adata, target_sum):
+        done = f"brought to {target_sum:,.0f} per cell, log1p; kept in layers['counts']"
+        say(f"X holds counts: {done}")
 
 
 def _prepare(
@@ -230,14 +499,13 @@ def _prepare(
 ) -> None:
     from bioren.annotations import read_batches
     from bioren.cells import looks_like_counts, read_cells
-    from bioren.recipe import mark_variable_genes, normalize_counts
+    from bioren.recipe import mark_variable_genes
 
     samples = read_batches(adata, batch_key).names
     cells = read_cells(adata, layer)
     say(f"{len(samples)} samples in obs[{batch_key!r}]")
     if layer is None:
-        if normalize_counts(adata):
-            say("X holds counts: brought to 10,000 per cell, log1p; kept in layers['counts']")
+        _normalize(adata, say)
     elif looks_like_counts(cells.x):
         msg = (
             f"layers[{layer!r}] holds counts, and --layer names log-expression. Counts are "

@@ -18,7 +18,9 @@ from bioren.messages import listed
 __all__ = [
     "Diagnosis",
     "alone",
+    "confounded_message",
     "confounding",
+    "structure_message",
     "structure_removed",
     "warn_confounded",
     "warn_structure",
@@ -123,32 +125,43 @@ def confounding(codes: np.ndarray, condition: np.ndarray) -> float:
 
 def warn_confounded(batch_key: object, condition_key: str, degree: float) -> None:
     """Warn where samples determine a condition, see `confounding`."""
+    if msg := confounded_message(batch_key, condition_key, degree):
+        warnings.warn(msg, stacklevel=4)
+
+
+def confounded_message(batch_key: object, condition_key: str, degree: float) -> str:
+    """Say that samples determine a condition; nothing where they do not, see `confounding`."""
     if degree < CONFOUNDED:
-        return
-    msg = (
+        return ""
+    return (
         f"obs[{condition_key!r}] is determined by obs[{batch_key!r}] to {degree:.0%}: what "
         "differs between conditions cannot be told from the batch effect and is removed with it. "
         "Name control cells that every sample has (controls_key=...), remove less (strength=..., "
         "max_removed=(r, d)), or take a batch key that crosses the conditions. Test for the "
         "condition's effect in uncorrected expression, with the batch as a covariate."
     )
-    warnings.warn(msg, stacklevel=4)
 
 
 def warn_structure(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> None:
     """Warn of samples whose own structure the correction changed a lot; tiny ones have none."""
+    if msg := structure_message(names, removed, cells):
+        warnings.warn(msg, stacklevel=4)
+
+
+def structure_message(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> str:
+    """Say whose structure the correction changed a lot; nothing where it did so to no sample."""
     changed = [
         f"{name} ({share:.0%})"
         for name, share, n_cells in zip(names, removed, cells, strict=True)
         if share > MOST_STRUCTURE and n_cells >= FEWEST_CELLS
     ]
-    if changed:
-        msg = (
-            f"The correction changed much of the structure that these samples have by themselves: "
-            f"{listed(changed)}. This may be over-correction: compare known markers before and "
-            "after, or remove less (strength=..., max_removed=(r, d))."
-        )
-        warnings.warn(msg, stacklevel=4)
+    if not changed:
+        return ""
+    return (
+        f"The correction changed much of the structure that these samples have by themselves: "
+        f"{listed(changed)}. This may be over-correction: compare known markers before and "
+        "after, or remove less (strength=..., max_removed=(r, d))."
+    )
 
 
 def _entropy(count: np.ndarray) -> float:

@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from bioren.blocks import Block, row_blocks, stacked, to_dense
+from bioren.blocks import row_blocks, to_dense
 from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype, scale_rows
 from bioren.moments import Moments
-from bioren.states import TINY, mixed, squared_errors
+from bioren.shifts import TINY, mixed, squared_errors
+from bioren.standardization import Strata
 
 __all__ = ["ExpressionBridge"]
 
@@ -47,13 +48,12 @@ class ExpressionBridge:
     @classmethod
     def fit(
         cls,
-        x: Any,
-        codes: np.ndarray,
-        share: np.ndarray,
+        by_state: Moments,
         full: AffineBridge,
         *,
         kept: AffineBridge,
         in_reference: np.ndarray | None = None,
+        onto: Strata | None = None,
         strength: float = 1.0,
         most: np.ndarray | float = math.inf,
     ) -> Self:
@@ -61,41 +61,38 @@ class ExpressionBridge:
 
         Parameters
         ----------
-        x
-            Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
-        codes
-            Sample of each cell.
-        share
-            Each cell's share in each state, shape ``(cells, states)``.
+        by_state
+            Groups ``(samples, states)``: log-expression as it was measured.
         full
             The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
         kept
             The bridges that remove what is to be removed; their scale is used.
         in_reference
             Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+        onto
+            A reference of which no sample is part, and that stays as it is.
         strength
             Share of each move that is carried out, in [0, 1].
         most
             No gene is moved further in any state, shape ``(genes,)``.
         """
-        n_samples, n_genes = full.scale.shape
-        n_states = share.shape[1]
+        n_samples, n_states, n_genes = by_state.mean.shape
         most = np.broadcast_to(most, n_genes)
         in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
         shift = np.empty((n_samples, n_states, n_genes), dtype=np.float32)
         step = max(1, TABLE_ENTRIES // (n_samples * n_states))
         for start in range(0, n_genes, step):
             genes = slice(start, start + step)
-            some = x if step >= n_genes else _columns(x, genes)
-            by_state = Moments.by_group(some, codes, n_samples, share)
+            some = by_state.of_genes(genes)
             scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
-            bridged = scale * by_state.mean + level
-            left, center = _left_between_samples(
-                by_state, bridged, full.scale[:, genes], in_reference
-            )
+            bridged = Moments(some.count, scale * some.mean + level, scale**2 * some.m2)
+            if onto is None:
+                left, center = _left_between_samples(bridged, in_reference)
+            else:
+                left, center = _left_of_reference(bridged, onto.of_genes(genes))
             # A sample without cells in a state is taken to be there as its bridge says.
-            n = by_state.count[..., None]
-            mean = (n * by_state.mean + (center - level) / scale) / (n + 1)
+            n = some.count[..., None]
+            mean = (n * some.mean + (center - level) / scale) / (n + 1)
             move = (scale - 1) * mean + level - left
             move = (strength * move).clip(-most[genes], most[genes])
             shift[:, :, genes] = move + (1 - kept.scale[:, None, genes]) * mean
@@ -124,31 +121,43 @@ class ExpressionBridge:
         return out
 
 
-def _columns(x: Any, genes: slice) -> Block:
-    """Return some columns in memory, of any matrix that `row_blocks` reads."""
-    return stacked([block[:, genes] for _, block in row_blocks(x)])
-
-
 def _left_between_samples(
-    by_state: Moments, bridged: np.ndarray, scale: np.ndarray, in_reference: np.ndarray
+    bridged: Moments, in_reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how far samples still lie from the reference in each state, and where that lies.
 
-    Shapes ``(samples, states, genes)`` and ``(states, genes)``.  What lies within two standard
-    errors counts as nothing, what lies further is trusted as far as it does so (James & Stein
-    1961).  A gene that a state does not express has no error: it goes back where it was.
+    Shapes ``(samples, states, genes)`` and ``(states, genes)``.
     """
-    weight = by_state.count / (by_state.count + PRIOR_CELLS)  # samples x states
-    there = weight * in_reference[:, None]
-    part = there / np.maximum(there.sum(axis=0), TINY)
-    center = np.einsum("sk,skg->kg", part, bridged)
-    left = bridged - center
+    count = bridged.count
+    there = count * in_reference[:, None]
+    part = there / (count + PRIOR_CELLS)
+    part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
+    center = np.einsum("sk,skg->kg", part, bridged.mean)
     # Of a state's variance all samples tell together: a sample's single cell has none.
-    within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
-    error2 = squared_errors(part, by_state.count)[..., None] * within * np.square(scale)[:, None]
-    # Nothing leads from a state without cells, or to a reference that has none of it.
-    there_cells = (by_state.count * in_reference[:, None]).sum(axis=0)
-    trust = by_state.count / (by_state.count + 1) * np.minimum(there_cells, 1)
+    within = bridged.m2.sum(axis=0) / np.maximum(count.sum(axis=0), TINY)[:, None]
+    error2 = squared_errors(part, count)[..., None] * within
+    return _certain(bridged.mean - center, error2, count, there.sum(axis=0)), center
+
+
+def _left_of_reference(bridged: Moments, onto: Strata) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same for a reference that stays as it is."""
+    known = onto.by_state
+    squared = 1 / np.maximum(bridged.count, 1) + 1 / np.maximum(known.count, 1)
+    error2 = squared[..., None] * known.var()
+    return _certain(bridged.mean - known.mean, error2, bridged.count, known.count), known.mean
+
+
+def _certain(
+    left: np.ndarray, error2: np.ndarray, count: np.ndarray, there: np.ndarray
+) -> np.ndarray:
+    """Return what of differences is certain, samples x states x genes.
+
+    What lies within two standard errors counts as nothing, what lies further is trusted as far
+    as it does so (James & Stein 1961).  A gene that a state does not express has no error: it
+    goes back where it was.  Nothing leads from a state without cells, or to a reference that has
+    none of it.
+    """
+    trust = count / (count + 1) * np.minimum(there, 1)
     noise = 4 * error2 / np.maximum(np.square(left), TINY**2)
-    shrunk: np.ndarray = left * trust[..., None] * (1 - noise).clip(0)
-    return shrunk, center
+    certain: np.ndarray = left * trust[..., None] * (1 - noise).clip(0)
+    return certain

@@ -1,21 +1,26 @@
-"""The model: fit it once, then embed and correct cells of the samples that it knows."""
+"""The model: fit it once, then embed and correct its samples, save it, map others onto it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
 import torch
 
+import bioren
+from bioren import model_file
 from bioren.alignment import MAX_REMOVED, Alignment, Removal, align, warn_apart
 from bioren.annotations import (
     Batches,
     BatchKey,
     check_condition,
     list_of,
+    one_sample,
     read_batches,
     read_controls,
     read_covariates,
@@ -23,16 +28,19 @@ from bioren.annotations import (
     read_shared_labels,
 )
 from bioren.autoencoder import BridgeNetwork
-from bioren.blocks import Block
+from bioren.blocks import Block, row_blocks, to_dense
 from bioren.bridge import AffineBridge
 from bioren.cells import (
     FEWEST_DIMENSIONS,
     Cells,
     check_log_scale,
+    check_same_sum,
     check_strength,
     check_varies,
     has_negative,
     read_cells,
+    read_matrix,
+    target_sum,
 )
 from bioren.denoising import Denoiser, reliability
 from bioren.diagnosis import (
@@ -42,17 +50,41 @@ from bioren.diagnosis import (
     warn_structure,
 )
 from bioren.expression import ExpressionBridge
+from bioren.familiarity import calibrate
+from bioren.genes import match_genes
+from bioren.kept import embedding_of_kept, within_limits
+from bioren.label_transfer import LabelTransfer
+from bioren.mapper import Mapped, Mapper
+from bioren.mapping import Frame
+from bioren.moments import Moments
+from bioren.population import (
+    LEAST_CELLS,
+    Population,
+    Reference,
+    moments_by_state,
+    read_reference,
+    strata_of,
+)
 from bioren.projection import Projection, gather_rows
-from bioren.states import CellFacts, ConditionalBridge, default_n_states, sample_sums
-from bioren.training import Epoch, TrainingOptions, decode, embed, split, train
+from bioren.shifts import sample_sums
+from bioren.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.training import (
+    Epoch,
+    TrainingOptions,
+    decode,
+    embed,
+    embed_bridged,
+    split,
+    train,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["RenormAutoencoder"]
+__all__ = ["RenormAutoencoder", "load"]
 
-#: Shifts of expression by sample, state and gene that a model may hold: 512 MiB.
-SHIFT_ENTRIES = 2**27
+#: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
+SHIFT_ENTRIES = 2**26
 
 
 class RenormAutoencoder:
@@ -95,6 +127,9 @@ class RenormAutoencoder:
         Signs of over-correction by sample, `bioren.diagnosis.Diagnosis`.
     reliability_
         Share of each dimension's variance within states that is not noise, ``(n_latent,)``.
+    mapper_
+        What maps other samples onto these, `bioren.mapper.Mapper`; holds the reference population,
+        see `population_`.
     history_
         Reconstruction error by epoch: columns ``epoch``, ``training``, ``held_out``.
 
@@ -103,6 +138,8 @@ class RenormAutoencoder:
     >>> model = RenormAutoencoder().fit(adata, batch_key="sample")      # doctest: +SKIP
     >>> adata.obsm["X_bioren"] = model.embed(adata)                     # doctest: +SKIP
     >>> adata.layers["bioren"] = model.correct(adata)                   # doctest: +SKIP
+    >>> model.save("blood.bioren")                                      # doctest: +SKIP
+    >>> bioren.tl.map_query(query, "blood.bioren")                      # doctest: +SKIP
     """
 
     alignment_: Alignment
@@ -112,6 +149,7 @@ class RenormAutoencoder:
     genes_: pd.Index
     variable_genes_: pd.Index
     history_: pd.DataFrame
+    mapper_: Mapper
 
     def __init__(
         self,
@@ -136,7 +174,7 @@ class RenormAutoencoder:
         batch_key: BatchKey,
         *,
         layer: str | None = None,
-        reference: str | Sequence[str] | None = None,
+        reference: Reference = None,
         labels_key: str | None = None,
         covariates: Sequence[str] | None = None,
         controls_key: str | None = None,
@@ -151,12 +189,12 @@ class RenormAutoencoder:
             network sees.  Any gene gets a bridge.
         batch_key
             Column of ``adata.obs`` that says which sample a cell is from, or several whose
-            combinations are the samples.
+            combinations are the samples.  A single sample will do, as a reference for others.
         layer
             Layer to read; None: ``adata.X``.
         reference
-            Sample, or samples, to whose scale all are brought; None: the pooled population, in
-            which each sample weighs the same.
+            Sample, or samples, to whose scale all are brought; a `Population`, or the path of
+            its file; None: the pooled population, in which each sample weighs the same.
         labels_key
             Column of known cell types; missing for some cells, if need be, but each type needs
             some.  Samples are then compared within them: no state reaches over two.
@@ -181,12 +219,12 @@ class RenormAutoencoder:
         if self.n_latent < FEWEST_DIMENSIONS:
             msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
             raise ValueError(msg)
-        batches = read_batches(adata, batch_key)
+        batches = read_batches(adata, batch_key, single=True)
         self.batch_key_, self.layer_ = batch_key, layer
         self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
         cells = read_cells(adata, layer)
         check_log_scale(cells.x)
-        in_reference = batches.select(reference)
+        in_reference, onto = read_reference(reference, batches)
         rng = np.random.default_rng(self.rng)
         variable = cells.variable_matrix()
         check_varies(variable)
@@ -199,7 +237,7 @@ class RenormAutoencoder:
         self.samples_ = batches.names
         self.genes_ = cells.genes
         self.variable_genes_ = cells.genes[cells.variable]
-        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, rng)
+        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
         warn_apart(batches.names, self.alignment_)
 
         self.network_, history = self._fit_network(variable, cells, facts.codes, in_reference, rng)
@@ -216,22 +254,175 @@ class RenormAutoencoder:
             n_states=self._n_states(len(z)),
             strength=self.strength,
         )
-        self.states_ = states.limited(self._within_limits)
+        of_variable, loadings = self._of_variable, self._loadings()
+        self.states_ = states.limited(
+            lambda shifts: within_limits(shifts, of_variable, loadings, self._d_max)
+        )
         full, share, _ = self.states_.place(z, facts)
         self.reliability_ = reliability(
             variable,
             facts.codes,
             share,
-            self._of_variable_genes(self.alignment_.full),
-            self._center(),
+            of_variable.full,
+            of_variable.reference.mean,
             z.shape[1],
             rng,
         )
         self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
-        self.expression_ = self._bridge_expression(cells.x, facts, share, controls, in_reference)
+        population = self._population(cells, facts.codes, share, in_reference)
+        by_state = population.by_state
+        if controls is not None:
+            some = gather_rows(cells.x, controls)
+            by_state = moments_by_state(
+                some, facts.codes[controls], len(batches.names), share[controls]
+            )
+        self.expression_ = self._bridge_expression(by_state, in_reference)
         self.diagnosis_ = self._diagnose(variable, facts.codes, share)
         warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
+        self.mapper_ = self._mapper(population, variable, facts, full, share, rng)
         return self
+
+    @property
+    def population_(self) -> Population:
+        """Return the reference population: moments by sample and state, no cells."""
+        population: Population = self._fitted().mapper_.population
+        return population
+
+    def learn_labels(self, adata: AnnData, labels_key: str) -> Self:
+        """Learn labels of the reference's cells, for `map` to carry over; nothing else changes.
+
+        Parameters
+        ----------
+        adata
+            Labelled cells of samples that the model was fitted on; some may lack a label.
+        labels_key
+            Column of ``adata.obs``.  Several may be learned, one after the other.
+
+        Raises
+        ------
+        KeyError, ValueError
+            There is no such column; no cell has a label; see `embed`.
+        """
+        codes, names = read_labels(adata, labels_key)
+        transfer = LabelTransfer.fit(self.embed(adata), codes, names)
+        self.mapper_ = replace(self.mapper_, labels={**self.mapper_.labels, labels_key: transfer})
+        return self
+
+    def map(
+        self,
+        adata: AnnData,
+        *,
+        batch_key: BatchKey | None = None,
+        layer: str | None = None,
+        genes_key: str | None = None,
+    ) -> Mapped:
+        """Map cells of other samples onto the reference; nothing is trained or changed.
+
+        Each sample is mapped by itself: its result does not depend on the others given.
+
+        Parameters
+        ----------
+        adata
+            Log-expression, normalised as the reference was.  Its genes may be in any order;
+            genes that it lacks are taken to be at the reference's mean, others that it has are
+            left alone.  Covariates as in `fit`.
+        batch_key
+            Column, or columns, that name the samples; None: all cells are one sample.
+        layer
+            Layer to read; None: ``adata.X``.
+        genes_key
+            Column of ``adata.var`` that names genes as the reference does; None: ``var_names``.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not fitted.
+        KeyError
+            There is no such column or layer.
+        ValueError
+            Query and reference have too few genes in common; the values look like counts or are
+            not finite; the labels cannot be samples.
+        """
+        self._fitted()
+        population = self.population_
+        genes = match_genes(adata, population.genes, population.variable, genes_key)
+        batches = (
+            one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
+        )
+        x = read_matrix(adata, layer)
+        if not self.signed_:
+            check_log_scale(x)
+            check_same_sum(x, population.target_sum)
+        covariates = read_covariates(adata, self.covariates_)
+        return self.mapper_.map(x, genes, batches, covariates, np.random.default_rng(0))
+
+    def add(self, mapped: Mapped, names: Sequence[str] | None = None) -> Self:
+        """Add mapped samples to the reference population; no cell and no network is needed.
+
+        What is mapped from now on is compared with the larger population.  The embedding, its
+        states and the samples that the model can `embed` stay as they are.
+
+        Parameters
+        ----------
+        mapped
+            What `map` returned.
+        names
+            Names for its samples; None: as they were in the query.
+
+        Raises
+        ------
+        ValueError
+            The population has a sample of that name already.
+        """
+        self._fitted()
+        self.mapper_ = self.mapper_.add(mapped, None if names is None else list(names))
+        return self
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a file, for `bioren.load`; to share it, see `publish`.
+
+        Parameters
+        ----------
+        path
+            File to write, such as ``"blood.bioren"``: safetensors and JSON.  It is whole or absent.
+        overwrite
+            Whether a file that is there may be replaced.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not fitted.
+        FileExistsError, OSError
+            The file exists, or cannot be written.
+        """
+        model_file.save(self._fitted(), path, overwrite=overwrite)
+
+    def publish(
+        self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
+    ) -> None:
+        """Write what others need to map their samples, and nothing that is told by few cells.
+
+        The samples of the reference are pooled; their bridges, shifts and moments are left out.
+        What `bioren.load` returns can `map`, but not `embed` or `correct` the reference's samples.
+
+        Parameters
+        ----------
+        path, overwrite
+            As for `save`.
+        min_cells
+            States, and samples within them, of fewer cells are left out; see
+            `Population.reduced`.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not fitted.
+        ValueError
+            `min_cells` is below 3, or nothing is left.
+        FileExistsError, OSError
+            The file exists, or cannot be written.
+        """
+        model_file.publish(self._fitted(), path, min_cells=min_cells, overwrite=overwrite)
 
     def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return each cell's place in the reference population, shape ``(cells, n_latent)``.
@@ -255,7 +446,9 @@ class RenormAutoencoder:
         """
         cells, codes, full, share, kept = self._place(adata, batch_key)
         place: np.ndarray = self.denoiser_.apply(full, share) + kept
-        place += self._kept_by_bridges(cells.variable_matrix(), codes)
+        place += embedding_of_kept(
+            cells.variable_matrix(), codes, self._of_variable, self._loadings()
+        )
         return place
 
     def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
@@ -293,8 +486,9 @@ class RenormAutoencoder:
     def __repr__(self) -> str:
         """Return the settings, and what the model was fitted on."""
         state = "not fitted"
-        if hasattr(self, "states_"):
-            state = f"fitted on {len(self.samples_)} samples, {len(self.genes_)} genes"
+        if hasattr(self, "mapper_"):
+            state = f"{len(self.population_.cells)} samples, {len(self.genes_)} genes"
+            state = f"published, {state}" if self.population_.published else f"fitted on {state}"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
 
     def _fit_network(
@@ -334,19 +528,24 @@ class RenormAutoencoder:
         facts: CellFacts,
         controls: np.ndarray | None,
         in_reference: np.ndarray | None,
+        onto: Population | None,
         rng: np.random.Generator,
     ) -> Alignment:
         x = cells.x
         if controls is not None:
             x, variable, facts = gather_rows(x, controls), variable[controls], facts.of(controls)
+        n_samples = int(facts.codes.max()) + 1
+        if onto is not None:
+            columns = onto.columns_of(cells.genes)
+            return onto.align(x, facts.codes, n_samples, columns, self._removal)
         return align(
             x,
             facts,
-            int(facts.codes.max()) + 1,
+            n_samples,
             rng=rng,
             variable=(variable, cells.variable),
             in_reference=in_reference,
-            removal=Removal(self.strength, max_removed=self.max_removed),
+            removal=self._removal,
         )
 
     def _facts(self, adata: AnnData, batches: Batches, variable: Block) -> CellFacts:
@@ -358,22 +557,33 @@ class RenormAutoencoder:
             labels, _ = read_labels(adata, self.labels_key_, names=self.labels_)
         return CellFacts(batches.codes, covariates, labels)
 
-    def _bridge_expression(
+    def _population(
         self,
-        x: Any,
-        facts: CellFacts,
+        cells: Cells,
+        codes: np.ndarray,
         share: np.ndarray,
-        controls: np.ndarray | None,
         in_reference: np.ndarray | None,
+    ) -> Population:
+        n_samples = len(self.samples_)
+        everything = np.ones(n_samples, dtype=bool)
+        return Population(
+            genes=cells.genes,
+            samples=self.samples_,
+            by_state=moments_by_state(cells.x, codes, n_samples, share),
+            bridges=self.alignment_.full,
+            in_reference=everything if in_reference is None else in_reference,
+            variable=cells.variable,
+            components=self._loadings(),
+            recipe={"bioren": bioren.__version__, "target_sum": target_sum(cells.x)},
+        )
+
+    def _bridge_expression(
+        self, by_state: Moments, in_reference: np.ndarray | None
     ) -> ExpressionBridge:
-        codes, effects = facts.codes, self.alignment_
-        if controls is not None:
-            x, codes, share = gather_rows(x, controls), codes[controls], share[controls]
+        effects = self.alignment_
         spread = effects.reference.std()
         return ExpressionBridge.fit(
-            x,
-            codes,
-            share,
+            by_state,
             effects.full,
             kept=effects.bridges,
             in_reference=in_reference,
@@ -381,10 +591,47 @@ class RenormAutoencoder:
             most=self._d_max * np.where(spread > 0, spread, 1.0),
         )
 
+    def _mapper(
+        self,
+        population: Population,
+        x: Block,
+        facts: CellFacts,
+        full: np.ndarray,
+        share: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Mapper:
+        """Keep what mapping needs, and learn on the model's own cells what is far."""
+        there, n_samples = population.in_reference, len(population.samples)
+        by_sample = Moments.by_group(full, facts.codes, n_samples, share)
+        bridged = population.bridged(population.variable)
+
+        def without(sample: int) -> Frame:
+            others = there & (np.arange(n_samples) != sample)
+            others = others if others.any() else there
+            return Frame(strata_of(bridged, others), self.states_, by_sample[others].pooled())
+
+        def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
+            blocks = (
+                bridge.scale * to_dense(block) + bridge.shift for _, block in row_blocks(some)
+            )
+            return embed_bridged(self.network_, blocks)
+
+        return Mapper(
+            population=population,
+            network=self.network_,
+            states=self.states_,
+            embedded=by_sample[there].pooled(),
+            denoiser=self.denoiser_,
+            familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
+            removal=self._removal,
+            labels={},
+        )
+
     def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:
         """Compare the cells' places along the components before and after all bridges."""
-        projection = Projection(self._center(), self._loadings())
-        bridges = self._of_variable_genes(self.alignment_.bridges)
+        of_variable = self._of_variable
+        projection = Projection(of_variable.reference.mean, self._loadings())
+        bridges = of_variable.bridges
         nothing = AffineBridge(np.ones_like(bridges.scale), np.zeros_like(bridges.shift))
         before = projection.apply(x, codes, nothing)
         after = projection.apply(x, codes, bridges) - self.states_.removed(share, codes)
@@ -401,61 +648,26 @@ class RenormAutoencoder:
         entries = len(self.samples_) * len(self.genes_)
         return max(1, min(default_n_states(n_cells), SHIFT_ENTRIES // entries))
 
-    def _center(self) -> np.ndarray:
-        center: np.ndarray = self._of_variable_genes(self.alignment_.reference.mean)
-        return center
-
-    def _of_variable_genes(self, table: Any) -> Any:
-        """Return the variable genes' columns of an array or bridge whose last axis is genes."""
-        columns = self.genes_.get_indexer(self.variable_genes_)
-        return table[:, columns] if isinstance(table, AffineBridge) else table[..., columns]
-
     def _loadings(self) -> np.ndarray:
         loadings: np.ndarray = self.network_.components.detach().cpu().numpy()
         return loadings
+
+    @property
+    def _removal(self) -> Removal:
+        return Removal(self.strength, max_removed=self.max_removed)
 
     @property
     def _d_max(self) -> float:
         """Return how many standard deviations a gene may be moved by."""
         return math.inf if self.max_removed is None else self.max_removed[1]
 
-    def _within_limits(self, shifts: np.ndarray) -> np.ndarray:
-        """Cut shifts of the embedding such that no gene moves by more than `max_removed`.
-
-        What the bridges of the genes remove counts towards the limit, which holds for the genes
-        as the components rebuild them.
-        """
-        if math.isinf(self._d_max):
-            return shifts
-        effects = self.alignment_
-        spread = effects.reference.std()
-        removed = self._of_variable_genes(effects.d * effects.removed * spread)
-        most = self._d_max * self._of_variable_genes(spread)
-        loadings = self._loadings()
-        cut = np.empty_like(shifts)
-        for sample, before in enumerate(removed):
-            whole = before + shifts[sample] @ loadings.T  # states x genes
-            allowed = (whole.clip(-most, most) - before) @ loadings
-            # What the components make of it may leave the limits again: go only so far.
-            move = allowed @ loadings.T
-            room = most - np.sign(move) * before
-            far = np.divide(room, np.abs(move), out=np.full_like(move, np.inf), where=move != 0)
-            cut[sample] = allowed * far.min(axis=1, keepdims=True).clip(0, 1)
-        return cut
-
-    def _kept_by_bridges(self, x: Block, codes: np.ndarray) -> np.ndarray:
-        """Return what strength and limits leave of the genes' effects, in the embedding."""
-        bridges, full = map(
-            self._of_variable_genes, (self.alignment_.bridges, self.alignment_.full)
-        )
-        kept = AffineBridge(bridges.scale - full.scale, bridges.shift - full.shift)
-        if not (kept.scale.any() or kept.shift.any()):
-            return np.zeros((len(codes), self.network_.components.shape[1]), dtype=np.float32)
-        loadings = self._loadings()
-        return Projection(np.zeros(len(loadings)), loadings).apply(x, codes, kept)
+    @property
+    def _of_variable(self) -> Alignment:
+        """Return the effects on the genes that the network sees."""
+        return self.alignment_.of_genes(self.genes_.get_indexer(self.variable_genes_))
 
     def _fitted(self) -> Self:
-        if not hasattr(self, "states_"):
+        if not hasattr(self, "mapper_"):
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
         return self
 
@@ -470,7 +682,12 @@ class RenormAutoencoder:
         return cells, facts.codes, *placed
 
     def _read(self, adata: AnnData, batch_key: BatchKey | None) -> tuple[Cells, Batches]:
-        self._fitted()
+        if self._fitted().population_.published is not None:
+            msg = (
+                "This model was published without its samples: it can map others, "
+                "model.map(adata) or bioren.tl.map_query(adata, model)."
+            )
+            raise RuntimeError(msg)
         batches = read_batches(adata, batch_key or self.batch_key_, names=self.samples_)
         cells = read_cells(adata, self.layer_, genes=self.variable_genes_)
         if not self.signed_:  # else a single cell without negative values might be refused
@@ -486,3 +703,24 @@ class RenormAutoencoder:
             )
             raise KeyError(msg)
         return columns
+
+
+def load(path: str | Path) -> RenormAutoencoder:
+    """Read a model that `RenormAutoencoder.save` or `RenormAutoencoder.publish` wrote.
+
+    Its network is on the CPU: ``model.network_.to("cuda")`` moves it.
+
+    Parameters
+    ----------
+    path
+        File to read.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file.
+    ValueError
+        It is damaged, was changed after it was written, is of a newer format, or no model.  No
+        part of it is used then.
+    """
+    return model_file.load(path, RenormAutoencoder)

@@ -7,6 +7,7 @@ states.  Implicit zeros of sparse matrices are counted and never filled in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -110,6 +111,15 @@ class Moments:
         """Return the moments of no cells."""
         shape = (*groups, n_genes)
         return cls(np.zeros(groups), np.zeros(shape), np.zeros(shape))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Moments]) -> Self:
+        """Return the groups of all parts, one below the other along the first axis."""
+        return cls(
+            np.concatenate([part.count for part in parts]),
+            np.concatenate([part.mean for part in parts]),
+            np.concatenate([part.m2 for part in parts]),
+        )
 
     def merge(self, other: Moments) -> Self:
         """Return the moments of both sets of cells together."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ from bioren.cells import (
     read_cells,
     writable,
 )
+from bioren.population import Reference, named, read_reference
 from bioren.projection import gather_rows
 from bioren.record import write_record
 from bioren.states import CellFacts
@@ -38,7 +38,7 @@ def bridge(
     adata: AnnData,
     batch_key: BatchKey,
     *,
-    reference: str | Sequence[str] | None = None,
+    reference: Reference = None,
     layer: str | None = None,
     key_added: str = "bioren",
     center: bool = True,
@@ -66,8 +66,8 @@ def bridge(
         Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
         combination that occurs is then a sample.
     reference
-        Sample, or samples, to whose scale all are brought; None: the pooled population, in
-        which each sample weighs the same.
+        Sample, or samples, to whose scale all are brought; a `bioren.Population`, or the path of
+        its file; None: the pooled population, in which each sample weighs the same.
     layer
         Layer to read; None: ``adata.X``.
     key_added
@@ -132,16 +132,22 @@ def bridge(
     if standardize:
         variable = compared.variable_matrix(), compared.variable
         check_varies(variable[0])
-    alignment = align(
-        compared.x,
-        facts,
-        len(batches.names),
-        rng=np.random.default_rng(rng),
-        variable=variable,
-        in_reference=batches.select(reference),
-        removal=Removal(strength, max_kept, max_removed),
-        turns=2 if standardize else 0,
-    )
+    in_reference, population = read_reference(reference, batches)
+    removal = Removal(strength, max_kept, max_removed)
+    if population is None:
+        alignment = align(
+            compared.x,
+            facts,
+            len(batches.names),
+            rng=np.random.default_rng(rng),
+            variable=variable,
+            in_reference=in_reference,
+            removal=removal,
+            turns=2 if standardize else 0,
+        )
+    else:
+        columns = population.columns_of(cells.genes)
+        alignment = population.align(compared.x, facts.codes, len(batches.names), columns, removal)
     warn_apart(batches.names, alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
@@ -152,7 +158,7 @@ def bridge(
     adata.layers[key_added] = corrected
     settings = {
         "layer": layer,
-        "reference": reference,
+        "reference": named(reference),
         "center": center,
         "standardize": standardize,
         "labels_key": labels_key,

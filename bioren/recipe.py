@@ -24,8 +24,8 @@ TARGET_SUM = 1e4
 FEWEST_CELLS = 20
 
 
-def normalize_counts(adata: AnnData) -> bool:
-    """Bring counts to 10,000 per cell and take ``log(1 + x)``; log-expression is left alone.
+def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
+    """Bring counts to a sum per cell and take ``log(1 + x)``; log-expression is left alone.
 
     The counts move to ``layers["counts"]``.
 
@@ -57,7 +57,7 @@ def normalize_counts(adata: AnnData) -> bool:
         )
         raise ValueError(msg)
     adata.layers["counts"] = adata.X.copy()
-    sc.pp.normalize_total(adata, target_sum=TARGET_SUM)
+    sc.pp.normalize_total(adata, target_sum=target_sum)
     sc.pp.log1p(adata)
     return True
 

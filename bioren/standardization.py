@@ -14,7 +14,14 @@ from scipy import sparse
 
 from bioren.moments import Moments
 
-__all__ = ["LEAST_OVERLAP", "Standardized", "overlap_of", "standardize"]
+__all__ = [
+    "LEAST_OVERLAP",
+    "Standardized",
+    "Strata",
+    "overlap_of",
+    "standardize",
+    "standardize_onto",
+]
 
 #: Guards divisions by a sum of weights that may be zero; no real weight is as small.
 TINY = 1e-12
@@ -24,6 +31,37 @@ LEAST_OVERLAP = 0.05
 
 #: Ties between samples weaker than this share of the strongest count as none.
 RESOLUTION = 1e-9
+
+
+class Strata(NamedTuple):
+    """A reference population, state by state.
+
+    Attributes
+    ----------
+    composition
+        Share of each state, every sample weighing the same, shape ``(states,)``.
+    by_state
+        Groups ``(states,)``: the reference's cells in each state, mean and variance within.
+    """
+
+    composition: np.ndarray
+    by_state: Moments
+
+    def whole(self) -> Moments:
+        """Return the moments of the whole population: no groups, weighed by its composition."""
+        mean = self.composition @ self.by_state.mean
+        between = np.square(self.by_state.mean - mean)
+        n = self.by_state.count.sum()
+        return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
+
+    def of_genes(self, index: np.ndarray | slice) -> Strata:
+        """Return the strata of some genes."""
+        return Strata(self.composition, self.by_state.of_genes(index))
+
+    def of_states(self, index: np.ndarray) -> Strata:
+        """Return some of the strata, as if they were the whole population."""
+        composition = self.composition[index]
+        return Strata(composition / max(composition.sum(), TINY), self.by_state[index])
 
 
 class Standardized(NamedTuple):
@@ -92,17 +130,55 @@ def standardize(
     share = weight_there / np.maximum(weight_there.sum(axis=0), TINY)
     level = np.einsum("sk,skg->kg", share, by_state.mean - shift[:, None])
     within = np.einsum("sk,skg->kg", share, by_state.var())
-    mean = composition @ level
-    variance = composition @ (within + (level - mean) ** 2)
+    n_there = by_state.count[in_reference].sum(axis=0)
+    reference = Strata(composition, Moments(n_there, level, n_there[:, None] * within)).whole()
 
     ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0), prior_cells)
-    ratio = np.where(compared, ratio, 1.0)
-    samples = Moments(cells, mean + shift, cells[:, None] * variance * ratio)
-    n_reference = cells[in_reference].sum()
-    reference = Moments(n_reference, mean, n_reference * variance)
-
     error2 = _squared_errors(by_state.count, weight, share, in_reference) @ within
+    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
     return Standardized(samples, reference, np.sqrt(error2), overlap)
+
+
+def standardize_onto(
+    by_state: Moments, strata: Strata, *, prior_cells: float = 10.0
+) -> Standardized:
+    """Compare samples with a reference population that stays as it is, each by itself.
+
+    As `standardize`, but the levels of the states are known: a sample's shift is the mean of its
+    differences from them, with weights ``pi_k * n_sk / (n_sk + prior) * n_k / (n_k + prior)``.
+
+    Parameters
+    ----------
+    by_state
+        Groups ``(samples, states)``; no sample has any influence on another.
+    strata
+        The reference population, by the same states.
+    prior_cells
+        As in `standardize`.
+    """
+    known = strata.by_state
+    n_known = np.maximum(known.count, TINY)
+    cells = by_state.count.sum(axis=1)
+    trusted = known.count / (known.count + prior_cells)
+    overlap = (by_state.count * trusted).sum(axis=1) / np.maximum(cells, TINY)
+    compared = (overlap >= LEAST_OVERLAP)[:, None]
+
+    weight = strata.composition * trusted * by_state.count / (by_state.count + prior_cells)
+    part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
+    shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
+    ratio = _variance_ratio(by_state, known.var(), weight, prior_cells)
+    squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
+
+    reference = strata.whole()
+    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
+    return Standardized(samples, reference, np.sqrt(squared @ known.var()), overlap)
+
+
+def _as_if_shifted(
+    reference: Moments, cells: np.ndarray, shift: np.ndarray, ratio: np.ndarray
+) -> Moments:
+    """Return the moments of samples that differ from the reference by a shift and a ratio."""
+    return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
 
 
 def overlap_of(count: np.ndarray, prior_cells: float = 10.0) -> np.ndarray:

@@ -28,17 +28,29 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from bioren.moments import Moments
+from bioren.shifts import (
+    TINY,
+    covariate_slopes,
+    effective_cells,
+    mixed,
+    sample_sums,
+    shifts_onto,
+    state_shifts,
+)
 
-__all__ = ["CellFacts", "ConditionalBridge", "Placed", "Round", "StateOptions"]
-
-#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
-TINY = 1e-12
+__all__ = [
+    "CellFacts",
+    "ConditionalBridge",
+    "Newcomer",
+    "Placed",
+    "Round",
+    "StateOptions",
+    "default_n_states",
+    "frozen_states",
+]
 
 #: Added to the log-responsibility where a label rules a state out.
 NEVER = -1e9
-
-#: A shift whose square exceeds that of the sample's median cell so many times is distrusted.
-UNUSUAL = 1.5
 
 
 class StateOptions(NamedTuple):
@@ -132,6 +144,22 @@ class Placed(NamedTuple):
     kept: np.ndarray
 
 
+class Newcomer(NamedTuple):
+    """Cells of a sample that the bridge was not fitted on, placed in the reference population.
+
+    Attributes
+    ----------
+    full, share
+        As in `Placed`.
+    shifts
+        What was subtracted in each state, shape ``(states, dims)``.
+    """
+
+    full: np.ndarray
+    share: np.ndarray
+    shifts: np.ndarray
+
+
 @dataclass(frozen=True)
 class ConditionalBridge:
     """Shifts per state and sample that carry an embedding to the reference population.
@@ -215,9 +243,11 @@ class ConditionalBridge:
             )
             share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
             by_state = Moments.by_group(z, facts.codes, n_samples, share)
-            effective = _effective_cells(share, facts.codes, n_samples)
-            shifts = _state_shifts(by_state, effective, in_reference, options.prior_cells)
-            slopes, levels = _slopes(z, covariates, facts.codes, share, by_state, options)
+            effective = effective_cells(share, facts.codes, n_samples)
+            shifts = state_shifts(by_state, effective, in_reference, options.prior_cells)
+            slopes, levels = covariate_slopes(
+                z, covariates, facts.codes, share, by_state, options.prior_slope
+            )
             rounds.append(Round(centers, log_odds, shifts, slopes, levels))
             before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
             if _relative_change(before, moved) < 1e-3:
@@ -258,6 +288,11 @@ class ConditionalBridge:
         """Return each cell's share in each state, shape ``(cells, states)``, rows sum to 1."""
         return self.place(z, facts).share
 
+    def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
+        centers = self.rounds[-1].centers[states]
+        return _softmax(_closeness(_unit(z), centers, self.width))
+
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
         covariates = _in_units(facts, self.unit)
@@ -269,6 +304,71 @@ class ConditionalBridge:
             )
             moved = _moved(z, facts.codes, covariates, share, step)
         return Placed(moved, share, mixed(share, facts.codes, self.kept).astype(z.dtype))
+
+    def without_samples(self, states: np.ndarray) -> Self:
+        """Return what newcomers are placed by: some of the states, and no sample's shifts."""
+        last = self.rounds[-1]
+        only = Round(
+            last.centers[states],
+            last.log_odds[:0, states],
+            last.shifts[:0, states],
+            last.slopes[states],
+            last.levels[:0, states],
+        )
+        return replace(self, rounds=(only,), kept=only.shifts, state_labels=None)
+
+    def place_newcomer(
+        self,
+        z: np.ndarray,
+        covariates: np.ndarray | None,
+        reference: Moments,
+        weights: np.ndarray | None = None,
+    ) -> Newcomer:
+        """Place a sample that the bridge was not fitted on.
+
+        In turn its cells are assigned to the states, which stay where they are, and what then
+        differs from the reference within each state is shifted away.
+
+        Parameters
+        ----------
+        z
+            Embedding of the sample's cells, shape ``(cells, dims)``.
+        covariates
+            As in `fit`.
+        reference
+            Groups ``(states,)``: the reference's cells in the corrected embedding.
+        weights
+            How far each cell counts where the shifts are found, in [0, 1], shape ``(cells,)``.
+        """
+        one = np.zeros(len(z), dtype=np.intp)
+        facts = CellFacts(one, covariates)
+        covariates = _in_units(facts, self.unit)
+        last = self.rounds[-1]
+        even = np.zeros((1, len(last.centers)))
+        moved = z
+        for _ in range(StateOptions().rounds):
+            share = _responsibilities(moved, one, last.centers, even, None, self.width)
+            counted = share if weights is None else share * weights[:, None]
+            shifts = shifts_onto(z, counted, reference, StateOptions().prior_cells)[None]
+            levels = _levels(covariates, share)[None]
+            step = Round(last.centers, even, shifts, last.slopes, levels)
+            before, moved = moved, _moved(z, one, covariates, share, step)
+            if _relative_change(before, moved) < 1e-3:
+                break
+        return Newcomer(moved, share, shifts[0])
+
+
+def frozen_states(centers: np.ndarray) -> ConditionalBridge:
+    """Return states at fixed places, ``(states, dims)``, to place newcomers in; no samples."""
+    n_states, dims = centers.shape
+    only = Round(
+        _unit(centers),
+        log_odds=np.zeros((0, n_states)),
+        shifts=np.zeros((0, n_states, dims)),
+        slopes=np.zeros((n_states, 0, dims)),
+        levels=np.zeros((0, n_states, 0)),
+    )
+    return ConditionalBridge((only,), StateOptions().width, only.shifts, None, np.ones(0))
 
 
 def default_n_states(n_cells: int) -> int:
@@ -333,7 +433,7 @@ def _diverse_clusters(
     proportion = np.bincount(codes, minlength=n_samples) / len(codes)
 
     def closeness_to(centers: np.ndarray) -> np.ndarray:
-        closeness: np.ndarray = 2 * (unit @ centers.T - 1) / options.width
+        closeness = _closeness(unit, centers, options.width)
         return closeness if allowed is None else closeness + allowed
 
     share = _softmax(closeness_to(centers))
@@ -365,126 +465,9 @@ def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) ->
     return odds
 
 
-def _state_shifts(
-    by_state: Moments, effective: np.ndarray, in_reference: np.ndarray, prior_cells: float
-) -> np.ndarray:
-    """Estimate each sample's shift from the reference within each state; samples x states x dims.
-
-    Ridge regression on the sample, weighted by the share in the state, whose intercept is the
-    reference: a mean in which samples with many cells weigh the same.  All shifts of a sample,
-    in units of the spread within states, are taken as draws around zero (empirical Bayes): what
-    their squares exceed the squared standard errors by, beyond two standard errors of that itself,
-    says how far each is trusted.  A batch effect is much alike in all states; a shift far longer
-    than the sample's others leads from one cell type to another, and is not followed.
-    """
-    trust = by_state.count / (by_state.count + prior_cells)  # samples x states
-    weight = trust * in_reference[:, None]
-    part = weight / np.maximum(weight.sum(axis=0), TINY)
-    shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
-    within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
-    error2 = squared_errors(part, effective)  # in units of `within`
-    square = np.mean(np.square(shift) / np.maximum(within, TINY), axis=-1)
-    cells = by_state.count / (by_state.count + 10)
-    whole = np.maximum(cells.sum(axis=1), TINY)
-    excess = np.sum(cells * (square - error2), axis=1) / whole
-    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * error2).sum(axis=1)) / whole
-    signal = (excess - 2 * uncertain).clip(0)[:, None]
-    # A state that the reference lacks tells nothing of what is usual.
-    there = by_state.count * in_reference[:, None]
-    others = there.sum(axis=0) - there
-    usual = UNUSUAL * _median(square, by_state.count * others / (others + 10))[:, None]
-    trust = trust * np.minimum(1, usual / np.maximum(square, TINY)) ** 2
-    # Nothing leads to a reference that holds less than a cell of this state.
-    trust = trust * np.minimum(there.sum(axis=0), 1) * signal / np.maximum(signal + error2, TINY)
-    shrunk: np.ndarray = shift * trust[..., None]
-    return shrunk
-
-
-def squared_errors(part: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Return the squared errors of differences from a reference, in units of the variance.
-
-    Parameters
-    ----------
-    part
-        Each sample's part in the reference's mean of a state, shape ``(samples, states)``, 0 for
-        samples outside of the reference; their means differ from it by ``m_s - sum_o p_o m_o``.
-    cells
-        Cells behind each mean, shape ``(samples, states)``; less than one counts as one.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(1 - p_s)**2 / n_s`` plus ``p_o**2 / n_o`` of the others, of the shape of `part`.
-    """
-    cells = np.maximum(cells, 1)
-    errors: np.ndarray = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
-    return errors.clip(0)
-
-
-def _median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the weighted median of each row."""
-    order = np.argsort(values, axis=1)
-    below = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
-    middle = (below < 0.5 * below[:, -1:]).sum(axis=1, keepdims=True)
-    place = np.take_along_axis(order, middle, axis=1)
-    median: np.ndarray = np.take_along_axis(values, place, axis=1)[:, 0]
-    return median
-
-
-def _slopes(
-    z: np.ndarray,
-    covariates: np.ndarray,
-    codes: np.ndarray,
-    share: np.ndarray,
-    by_state: Moments,
-    options: StateOptions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Regress the embedding on the covariates within samples and states, by ridge regression.
-
-    Returns slopes, states x covariates x dims, and levels, samples x states x covariates; few
-    cells of a sample in a state take the level of all of them.
-    """
-    n_samples, n_states = by_state.count.shape
-    n_covariates = covariates.shape[1]
-    levels = np.zeros((n_samples, n_states, n_covariates))
-    cross = np.zeros((n_states, n_covariates, z.shape[1]))
-    square = np.zeros((n_states, n_covariates, n_covariates))
-    if n_covariates == 0:
-        return cross, levels
-    for sample in np.unique(codes):
-        cells = codes == sample
-        here, part, count = covariates[cells], share[cells], by_state.count[sample]
-        levels[sample] = (part.T @ here) / np.maximum(count, TINY)[:, None]
-        for c in range(n_covariates):
-            weighted = part * here[:, [c]]
-            cross[:, c] += weighted.T @ z[cells]
-            cross[:, c] -= (count * levels[sample, :, c])[:, None] * by_state.mean[sample]
-            square[:, c] += weighted.T @ here
-            square[:, c] -= (count * levels[sample, :, c])[:, None] * levels[sample]
-    # Towards nothing: drawn towards one slope for all states, depth took the batch score of small
-    # sets with it (.79 to .63 on five pancreas samples of 100 cells).
-    slopes = np.linalg.solve(square + options.prior_slope * np.eye(n_covariates), cross)
-    count = by_state.count[..., None]
-    level = (count * levels).sum(axis=0) / np.maximum(count.sum(axis=0), TINY)
-    return slopes, (count * levels + 10 * level) / (count + 10)
-
-
-def _effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
-    """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
-    total = sample_sums(share, codes, n_samples)
-    square = sample_sums(share**2, codes, n_samples)
-    effective: np.ndarray = total**2 / np.maximum(square, TINY)
-    return effective
-
-
-def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
-    """Sum the rows of each sample, samples x states, in double precision."""
-    sums = np.zeros((n_samples, share.shape[1]))
-    order = np.argsort(codes, kind="stable")
-    samples, starts = np.unique(codes[order], return_index=True)
-    if len(samples):
-        sums[samples] = np.add.reduceat(share[order], starts, axis=0, dtype=np.float64)
-    return sums
+def _closeness(unit: np.ndarray, centers: np.ndarray, width: float) -> np.ndarray:
+    closeness: np.ndarray = 2 * (unit @ centers.T - 1) / width
+    return closeness
 
 
 def _responsibilities(
@@ -495,7 +478,7 @@ def _responsibilities(
     allowed: np.ndarray | None,
     width: float,
 ) -> np.ndarray:
-    logits = 2 * (_unit(z) @ centers.T - 1) / width + log_odds[codes].astype(z.dtype)
+    logits = _closeness(_unit(z), centers, width) + log_odds[codes].astype(z.dtype)
     return _softmax(logits if allowed is None else logits + allowed)
 
 
@@ -509,13 +492,12 @@ def _moved(
     return moved
 
 
-def mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return the mean of a table's rows, samples x states x dims, by each cell's shares."""
-    mixed = np.empty((len(share), table.shape[-1]))
-    for sample in np.unique(codes):
-        cells = codes == sample
-        mixed[cells] = share[cells] @ table[sample]
-    return mixed
+def _levels(covariates: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return a sample's covariate means by state; few cells take the level of all of them."""
+    count = share.sum(axis=0, dtype=np.float64)[:, None]
+    level = covariates.mean(axis=0)
+    levels: np.ndarray = (share.T @ covariates + 10 * level) / (count + 10)
+    return levels
 
 
 def _within_sample_spread(facts: CellFacts, n_samples: int) -> np.ndarray:

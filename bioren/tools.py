@@ -1,32 +1,35 @@
-"""``bioren.tl``: integrate samples, look at what was removed."""
+"""``bioren.tl``: integrate samples, map others onto them, look at what was removed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from bioren.alignment import MAX_REMOVED
 from bioren.annotations import (
     BatchKey,
     check_condition,
+    one_sample,
     read_batches,
     read_controls,
     read_covariates,
     read_shared_labels,
 )
-from bioren.cells import check_strength, check_writable, read_embedding, writable
-from bioren.model import RenormAutoencoder
-from bioren.record import diagnosis_table, effects_table, write_record
+from bioren.cells import check_strength, check_writable, read_embedding, read_matrix, writable
+from bioren.model import RenormAutoencoder, load
+from bioren.population import Population, Reference, named, read_reference
+from bioren.record import diagnosis_table, read_effects, write_record
 from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import TrainingOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
-__all__ = ["batch_effects", "diagnose", "integrate"]
+__all__ = ["batch_effects", "diagnose", "integrate", "map_query"]
 
 #: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
 KEY = "bioren"
@@ -36,7 +39,7 @@ def integrate(
     adata: AnnData,
     batch_key: BatchKey,
     *,
-    reference: str | Sequence[str] | None = None,
+    reference: Reference = None,
     layer: str | None = None,
     use_rep: str | None = None,
     key_added: str = "X_bioren",
@@ -50,6 +53,7 @@ def integrate(
     decoded: bool = False,
     rng: int | np.random.Generator = 0,
     training: TrainingOptions | None = None,
+    save_model: str | Path | None = None,
     progress: bool = True,
     copy: bool = False,
 ) -> AnnData | None:
@@ -67,8 +71,8 @@ def integrate(
         Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
         combination that occurs is then a sample.
     reference
-        Sample, or samples, to whose scale all are brought; None: the pooled population, in
-        which each sample weighs the same.
+        Sample, or samples, to whose scale all are brought; a `bioren.Population`, or the path of
+        its file; None: the pooled population, in which each sample weighs the same.
     layer
         Layer to read; None: ``adata.X``.
     use_rep
@@ -102,6 +106,9 @@ def integrate(
         Seed or generator; the same seed gives the same result on the same machine.
     training
         See `bioren.training.TrainingOptions`.
+    save_model
+        File to write the fitted model to, for `map_query` and `bioren.load`; it is written before
+        `adata` is changed, and must not exist.
     progress
         Whether to show a progress bar.
     copy
@@ -130,7 +137,10 @@ def integrate(
         There is no such column, layer or embedding.
     ValueError
         The values look like counts or are not finite; the labels cannot be samples; `strength`
-        or a limit is out of range; `layer`, `decoded` or `max_removed` is given beside `use_rep`.
+        or a limit is out of range; `layer`, `decoded`, `max_removed`, `save_model` or a population
+        is given beside `use_rep`.
+    FileExistsError
+        `save_model` exists.
 
     Examples
     --------
@@ -140,10 +150,11 @@ def integrate(
     check_strength(strength)
     check_writable(adata, copy=copy)
     if use_rep is not None:
-        if layer is not None or decoded or max_removed != MAX_REMOVED:
+        of_genes = layer is not None or decoded or max_removed != MAX_REMOVED
+        if of_genes or save_model is not None or isinstance(reference, Population | Path):
             msg = (
                 f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
-                "decoded and max_removed, or leave out use_rep."
+                "decoded, max_removed, save_model and populations, or leave out use_rep."
             )
             raise ValueError(msg)
         embedding = _integrate_embedding(
@@ -162,6 +173,7 @@ def integrate(
         adata.obsm[key_added] = embedding
         return adata if copy else None
 
+    batches = read_batches(adata, batch_key)
     options = (training or TrainingOptions())._replace(progress=progress)
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
@@ -179,8 +191,9 @@ def integrate(
     embedding = model.embed(adata)
     corrected = model.correct(adata)
     rebuilt = model.decode(adata) if decoded else None
+    if save_model is not None:
+        model.save(save_model)
 
-    batches = read_batches(adata, batch_key)
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = embedding
     adata.layers[KEY] = corrected
@@ -188,7 +201,7 @@ def integrate(
         adata.obsm[f"{KEY}_decoded"] = rebuilt.to_numpy()
     settings = {
         "layer": layer,
-        "reference": reference,
+        "reference": named(reference),
         "labels_key": labels_key,
         "covariates": model.covariates_ or None,
         "controls_key": controls_key,
@@ -203,6 +216,118 @@ def integrate(
     adata.uns[KEY]["reliability"] = model.reliability_
     adata.uns[KEY]["variable_genes"] = model.variable_genes_.to_numpy(dtype=object)
     adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
+    return adata if copy else None
+
+
+def map_query(
+    adata: AnnData,
+    model: RenormAutoencoder | str | Path,
+    *,
+    batch_key: BatchKey | None = None,
+    layer: str | None = None,
+    genes_key: str | None = None,
+    key_added: str = "X_bioren",
+    copy: bool = False,
+) -> AnnData | None:
+    """Map new cells onto a reference that was fitted before: no training, no cell of it needed.
+
+    A few closed-form rounds find each sample's batch effect against the reference and take it
+    away (`bioren.mapping`).  Samples do not influence one another.
+
+    Parameters
+    ----------
+    adata
+        Log-expression, normalised as the reference was (``sc.pp.normalize_total``,
+        ``sc.pp.log1p``).  Give all genes that were measured, in any order: those that it lacks
+        are taken to be at the reference's mean, others that it has are left alone.
+    model
+        A fitted `bioren.RenormAutoencoder`, or the path of its file.
+    batch_key
+        Column of ``adata.obs``, or several, that name the samples; None: all cells are one.
+    layer
+        Layer to read; None: ``adata.X``.
+    genes_key
+        Column of ``adata.var`` that names genes as the reference does, such as Ensembl
+        identifiers; None: ``adata.var_names``.
+    key_added
+        Name of the embedding in ``adata.obsm``.
+    copy
+        Return a changed copy and leave `adata` alone.
+
+    Returns
+    -------
+    AnnData or None
+        None unless `copy`.  Written are
+
+        ``obsm[key_added]``
+            Each cell's place in the reference population, as the reference's own from
+            `RenormAutoencoder.embed`; shape ``(cells, n_latent)``, float32.
+        ``layers["bioren"]``
+            Log-expression on the reference's scale, dense, shape ``(cells, genes)``; genes that
+            the reference does not have are as they were.
+        ``var["bioren_mapped"]``
+            Which genes the reference has.
+        ``obs["bioren_mapping_score"]``
+            Probability that the reference holds the cell's type (known and unknown types being
+            equally frequent), learned by withholding states of the reference; NaN where it was
+            too small for that.
+        ``obs["bioren_KEY"]``, ``obs["bioren_KEY_probability"]``
+            For each KEY of labels that the model learned (`RenormAutoencoder.learn_labels`): the
+            most probable label, and its probability if the reference holds the cell's type.
+        ``uns["bioren"]``
+            Effects per sample and gene against the reference, see `batch_effects`; and
+            ``"mapping"``, with a value per sample for ``mapping_score``, ``overlap_before`` and
+            ``overlap`` (share of the sample in states of the reference).
+
+    Raises
+    ------
+    RuntimeError
+        The model is not fitted.
+    KeyError
+        There is no such column or layer.
+    ValueError
+        Query and reference have too few genes in common; a gene of the reference occurs twice;
+        the values look like counts or are not finite; the labels cannot be samples; the model's
+        file is damaged.
+    FileNotFoundError
+        There is no such file.
+
+    Examples
+    --------
+    >>> bioren.tl.map_query(query, "blood.bioren", batch_key="sample")  # doctest: +SKIP
+    >>> query.obs["bioren_mapping_score"].groupby(query.obs["sample"]).mean()  # doctest: +SKIP
+    """
+    check_writable(adata, copy=copy)
+    if not isinstance(model, RenormAutoencoder):
+        model = load(model)
+    mapped = model.map(adata, batch_key=batch_key, layer=layer, genes_key=genes_key)
+    whole = mapped.expression(read_matrix(adata, layer))
+    batches = (
+        one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
+    )
+    is_mapped = np.zeros(adata.n_vars, dtype=bool)
+    is_mapped[mapped.genes.query] = True
+
+    adata = writable(adata, copy=copy)
+    adata.obsm[key_added] = mapped.embedding
+    adata.layers[KEY] = whole
+    adata.var[f"{KEY}_mapped"] = is_mapped
+    adata.obs[f"{KEY}_mapping_score"] = mapped.score
+    for key, (labels, probability) in mapped.labels.items():
+        adata.obs[f"{KEY}_{key}"] = pd.Categorical(labels)
+        adata.obs[f"{KEY}_{key}_probability"] = probability
+    settings = {
+        "layer": layer,
+        "genes_key": genes_key,
+        "reference": named(model.population_),
+        "strength": model.strength,
+        "max_removed": model.max_removed,
+    }
+    genes = adata.var_names[mapped.genes.query]
+    write_record(adata, KEY, batches, genes, mapped.alignment, settings)
+    adata.uns[KEY]["mapping"] = {
+        name: column.to_numpy() for name, column in mapped.samples.drop(columns="cells").items()
+    }
     return adata if copy else None
 
 
@@ -226,23 +351,22 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         ``r``, ``d``
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
             standardised to the reference's composition of cell states.
-        ``standard_error``
-            Of ``d``.
-        ``removed``
-            Share of ``d`` that was removed; less than 1 where it may be chance.
+        ``standard_error_r``, ``standard_error_d``
+            Of ``r`` and of ``d``.  That of ``r`` is what normal values would have,
+            ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells: too
+            small for genes that few cells express, too large where the sample makes up much of
+            the reference.
+        ``standardized``
+            Whether cells were compared within states; if not, the plain moments of samples were.
+        ``removed``, ``kept``
+            Share of ``d`` that was removed, less than 1 where it may be chance; and the rest.
 
     Raises
     ------
     KeyError
-        There is no such record.
+        There is no such record, or an earlier version of bioren wrote it.
     """
-    if key not in adata.uns or "standard_error" not in adata.uns[key]:
-        msg = (
-            f"uns[{key!r}] holds no batch effects. Run bioren.tl.integrate or bioren.pp.bridge "
-            "first (key=... names the record that bridge wrote under another key_added)."
-        )
-        raise KeyError(msg)
-    return effects_table(adata.uns[key])
+    return read_effects(adata, key).table()
 
 
 def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
@@ -289,7 +413,7 @@ def _integrate_embedding(
     batch_key: BatchKey,
     use_rep: str,
     *,
-    reference: str | Sequence[str] | None,
+    reference: Reference,
     labels_key: str | None,
     covariates: Sequence[str] | None,
     controls_key: str | None,
@@ -308,7 +432,7 @@ def _integrate_embedding(
         facts.of(controls),
         len(batches.names),
         rng=np.random.default_rng(rng),
-        in_reference=batches.select(reference),
+        in_reference=read_reference(reference, batches)[0],
         strength=strength,
     )
     return states.apply(z, facts)

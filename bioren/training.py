@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import lightning_fabric
@@ -174,6 +174,28 @@ def embed(network: BridgeNetwork, x: Block, codes: np.ndarray) -> np.ndarray:
         parts = [
             network.encode(*batch).float().cpu().numpy()
             for batch in _minibatches(x, codes, everything, LARGE_BATCH, device)
+        ]
+    return np.concatenate(parts)
+
+
+def embed_bridged(network: BridgeNetwork, blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the embedding of cells that are on the reference's scale already, float32.
+
+    Parameters
+    ----------
+    network
+        Trained.
+    blocks
+        Their expression, dense, some cells at a time.
+    """
+    device = network.center.device
+    network.eval()
+    with torch.no_grad():
+        parts = [
+            network.encode_bridged(torch.from_numpy(block.astype(np.float32)).to(device))
+            .cpu()
+            .numpy()
+            for block in blocks
         ]
     return np.concatenate(parts)
 

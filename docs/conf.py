@@ -29,8 +29,8 @@ sklearn_methods = ["fit", "transform", "inverse_transform"]
 autodoc_default_options = {
     "exclude-members": ",".join(f"set_{method}_request" for method in sklearn_methods)
 }
-# So that autosummary finds bioren.pp.bridge: pp and tl are attributes, not files.
-sys.modules |= {f"bioren.{alias}": getattr(bioren, alias) for alias in ("pp", "tl")}
+# So that autosummary finds bioren.pp.bridge: pl, pp and tl are attributes, not files.
+sys.modules |= {f"bioren.{alias}": getattr(bioren, alias) for alias in ("pl", "pp", "tl")}
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -89,14 +90,14 @@ class TestHelp:
         assert result.exit_code == 2
         assert "bioren demo" in result.output
 
-    @pytest.mark.parametrize("command", [[], ["demo"], ["integrate"]])
+    @pytest.mark.parametrize("command", [[], ["demo"], ["integrate"], ["effects"]])
     def test_fits_80_columns(self, command: list[str]) -> None:
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= 80
 
     def test_names_each_command(self) -> None:
-        for command in ("demo", "integrate"):
+        for command in ("demo", "integrate", "effects"):
             assert f"\n  {command} " in run("--help").stdout
 
     def test_says_what_is_read_and_written(self) -> None:
@@ -397,6 +398,100 @@ class TestBadInput:
         result = run("integrate", raw, tmp_path / "out.h5ad")
         assert result.exit_code == 2
         assert "--batch-key" in result.stderr
+
+
+def effects(source: Path, *options: object) -> Result:
+    return run("effects", source, *options)
+
+
+class TestEffects:
+    @pytest.fixture
+    def target(self, done: tuple[Result, Path], tmp_path: Path) -> Path:
+        """An integrated file in a folder of its own."""
+        return Path(shutil.copy(done[1], tmp_path / "in.h5ad"))
+
+    def test_effects_that_were_found_before(self, target: Path) -> None:
+        page, table = target.with_name("out.html"), target.with_name("out.csv")
+        before = target.read_bytes()
+        result = effects(target, "--report", page, "--table", table)
+        assert result.exit_code == 0, result.output
+        assert "effects of 3 samples, found before" in result.stdout
+        assert f"{page} and {table} written" in result.stdout.splitlines()[-1]
+        assert target.read_bytes() == before
+        assert only(target.parent, "in.h5ad", "out.html", "out.csv")
+        written = pd.read_csv(table)
+        expected = bioren.tl.batch_effects(anndata.read_h5ad(target))
+        assert list(written) == list(expected)
+        np.testing.assert_allclose(written["d"], expected["d"], rtol=1e-5)
+        text = page.read_text()
+        assert text.rstrip().endswith("</html>")
+        assert "in.h5ad" in text
+        assert "out.csv" in text
+
+    def test_effects_found_now_are_those_of_integrate(
+        self, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bioren.cli.VARIABLE_GENES", 30)
+        result = effects(raw, "-b", "sample", "--table", tmp_path / "out.csv.gz")
+        assert result.exit_code == 0, result.output
+        assert "X holds counts" in result.stdout
+        assert "30 variable genes" in result.stdout
+        integrated = tmp_path / "integrated.h5ad"
+        assert run("integrate", raw, integrated, "-b", "sample", "--genes", 30).exit_code == 0
+        expected = bioren.tl.batch_effects(anndata.read_h5ad(integrated))
+        np.testing.assert_allclose(pd.read_csv(tmp_path / "out.csv.gz")["d"], expected["d"])
+
+    def test_another_batch_key_is_looked_at_anew(self, target: Path) -> None:
+        table = target.with_name("out.csv")
+        for key, words in (("sample", "found before"), ("run", "comparing samples")):
+            result = effects(target, "-b", key, "--table", table, "--overwrite")
+            assert result.exit_code == 0, result.output
+            assert words in result.stdout
+        assert set(pd.read_csv(table)["sample"]) == {0, 1, 2}
+
+    def test_condition(self, target: Path) -> None:
+        page = target.with_name("out.html")
+        assert effects(target, "--condition", "run", "--report", page, "-q").output == ""
+        assert "is determined by" in page.read_text()
+
+    def test_no_batch_key_and_no_effects(self, raw: Path, tmp_path: Path) -> None:
+        message = one_message(effects(raw, "--report", tmp_path / "out.html"))
+        assert "--batch-key KEY; obs holds: sample, run, one" in message
+        assert only(tmp_path)
+
+    def test_effects_of_an_earlier_version(self, target: Path) -> None:
+        adata = anndata.read_h5ad(target)
+        del adata.uns["bioren"]["standard_error_r"]
+        adata.write_h5ad(target)
+        table = target.with_name("out.csv")
+        assert "an earlier version" in one_message(effects(target, "--table", table))
+        assert effects(target, "--table", table, "-b", "sample", "-q").exit_code == 0
+
+    def test_existing_files_are_refused_and_all_stays_as_it_was(self, target: Path) -> None:
+        page, table = target.with_name("out.html"), target.with_name("out.csv")
+        table.write_text("precious")
+        for options in (
+            ("--report", page, "--table", table),
+            ("--report", page, "--table", target.parent / "no" / "out.csv", "--overwrite"),
+            ("--report", page, "--condition", "typo", "--table", table, "--overwrite"),
+            ("--report", target, "--overwrite"),
+            ("--report", page, "--table", page),
+        ):
+            one_message(effects(target, *options))
+            assert table.read_text() == "precious"
+            assert only(target.parent, "in.h5ad", "out.csv")
+        assert effects(target, "--table", table, "--overwrite", "-q").exit_code == 0
+        assert table.read_text().startswith("sample,gene,cells")
+
+    def test_nothing_to_write_exits_2(self, target: Path) -> None:
+        result = effects(target)
+        assert result.exit_code == 2
+        assert "--report" in result.stderr
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        message = one_message(effects(tmp_path / "no.h5ad", "--table", tmp_path / "out.csv"))
+        assert "there is no such file" in message
+        assert only(tmp_path)
 
 
 def test_warnings_are_one_line_and_leave_the_process_as_it_was(

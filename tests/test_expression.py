@@ -6,6 +6,7 @@ from scipy import sparse
 from bioren import expression
 from bioren.bridge import AffineBridge
 from bioren.expression import ExpressionBridge
+from bioren.moments import Moments
 
 N_GENES = 12
 
@@ -48,7 +49,8 @@ def gaps(x, codes, state):
 
 def fit(x, codes, share, full=None, **options):
     full = full or same(codes.max() + 1)
-    return ExpressionBridge.fit(x, codes, share, full, **({"kept": full} | options))
+    by_state = Moments.by_group(x, codes, codes.max() + 1, share)
+    return ExpressionBridge.fit(by_state, full, **({"kept": full} | options))
 
 
 def test_what_differs_by_state_is_removed():

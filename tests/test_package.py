@@ -13,6 +13,7 @@ FUNCTIONS = {
     "pp.bridge": bioren.pp.bridge,
     "tl.integrate": bioren.tl.integrate,
     "tl.batch_effects": bioren.tl.batch_effects,
+    **{f"pl.{name}": getattr(bioren.pl, name) for name in bioren.pl.__all__},
     **{f"datasets.{name}": getattr(bioren.datasets, name) for name in bioren.datasets.__all__},
     **{
         f"{cls.__name__}.{name}": member
@@ -50,7 +51,7 @@ def test_unknown_names_raise_attribute_error():
 
 
 @pytest.mark.parametrize(
-    "module", ["preprocessing", "tools", "datasets", "nn", "bridge", "moments"]
+    "module", ["preprocessing", "tools", "plotting", "datasets", "nn", "bridge", "moments"]
 )
 def test_every_name_in_all_exists(module):
     module = importlib.import_module(f"bioren.{module}")

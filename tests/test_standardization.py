@@ -201,7 +201,7 @@ def test_random_halves_are_left_nearly_alone():
     codes = rng.permutation(np.repeat([0, 1], 200))
     found = compare(standardize(Moments.by_group(x, codes, 2)[:, None]), Removal())
     assert np.abs(found.removed).mean() < 0.15
-    assert found.standard_error.mean() == pytest.approx(0.5 * (2 / 200) ** 0.5, rel=0.1)
+    assert found.standard_error_d.mean() == pytest.approx(0.5 * (2 / 200) ** 0.5, rel=0.1)
 
 
 def test_a_strong_effect_is_removed_per_gene():
@@ -225,7 +225,8 @@ def test_the_bridge_removes_what_it_reports():
     x[:, 9] = 4  # constant
     standardized = standardize(Moments.by_group(x, codes, 3)[:, None])
     found = compare(standardized, Removal(strength=0.5))
-    for field in (found.r, found.d, found.standard_error, found.removed):
+    errors = found.standard_error_r, found.standard_error_d
+    for field in (found.r, found.d, *errors, found.removed):
         assert field.shape == (3, 10)
         assert np.isfinite(field).all()
     # The bridge takes the share `removed` of d away from the sample's mean, and no more.

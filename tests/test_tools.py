@@ -386,7 +386,13 @@ def test_what_was_given_is_recorded_and_survives_a_file(integrate, tmp_path):
 def test_effects_have_a_row_per_sample_and_gene(integrate, adata):
     integrate(adata)
     table = bioren.tl.batch_effects(adata)
-    assert list(table) == ["sample", "gene", "cells", "r", "d", "standard_error", "removed"]
+    errors = ["standard_error_r", "standard_error_d"]
+    assert list(table) == [
+        *("sample", "gene", "cells", "r", "d", *errors, "standardized", "removed", "kept")
+    ]
+    assert table["standardized"].dtype == bool
+    assert table["standardized"].all()
+    assert_allclose(table["removed"] + table["kept"], 1)
     assert list(table["gene"][:20]) == list(adata.var_names)
     assert list(table["sample"].unique()) == ["a", "b", "c"]
     assert table["removed"].between(0, 1).all()
@@ -401,6 +407,29 @@ def test_effects_before_a_run(adata, uns):
     adata.uns = uns
     with pytest.raises(KeyError, match=r"Run bioren.tl.integrate or bioren.pp.bridge"):
         bioren.tl.batch_effects(adata)
+
+
+def test_effects_say_whether_cells_were_compared_within_states(adata):
+    bioren.pp.bridge(adata, "sample", standardize=False)
+    assert not bioren.tl.batch_effects(adata)["standardized"].any()
+
+
+def test_effects_of_an_earlier_version_are_refused_and_named(adata):
+    bioren.pp.bridge(adata, "sample")
+    adata.uns["bioren"]["standard_error"] = adata.uns["bioren"].pop("standard_error_d")
+    with pytest.raises(KeyError, match=r"lacks standard_error_d: an earlier version .* again"):
+        bioren.tl.batch_effects(adata)
+
+
+def test_the_error_of_r_is_how_much_r_varies_over_repeated_experiments():
+    found = [simulate((80, 40), n_genes=30, shift=0, log_scale=0, seed=s) for s in range(40)]
+    for adata in found:
+        bioren.pp.bridge(adata, "sample", reference="a", labels_key="type")
+    tables = [bioren.tl.batch_effects(adata).query("sample == 'b'") for adata in found]
+    # r is drawn towards 1 as if by ten cells more (see `standardize`): undone here.
+    spread = np.log([table["r"] for table in tables]).std(axis=0) * (40 + 10) / 40
+    error = np.mean([table["standard_error_r"] / table["r"] for table in tables], axis=0)
+    assert spread.mean() == pytest.approx(error.mean(), rel=0.15)
 
 
 def test_effects_are_the_same_by_either_function(integrate):

@@ -7,7 +7,9 @@ nothing else.  What it may read of `adata` is told in data.py; it may change `ad
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -174,6 +176,34 @@ def bioren_states(adata, seed):
     return adata.obsm["X_bioren"]
 
 
+def bioren_without_denoising(adata, seed):
+    """Return the embedding with each cell where it was measured."""
+    with patch("bioren.model.reliability", lambda *of: np.ones(of[5])):
+        return bioren(adata, seed)
+
+
+def bioren_without_depth(adata, seed):
+    """Return the embedding from which nothing is regressed out."""
+    from bioren.model import RenormAutoencoder
+
+    facts = RenormAutoencoder._facts
+
+    def no_depth(*of):
+        found = facts(*of)
+        return found._replace(covariates=found.covariates[:, 1:])
+
+    with patch.object(RenormAutoencoder, "_facts", no_depth):
+        return bioren(adata, seed)
+
+
+def bioren_without_standardization(adata, seed):
+    """Return the embedding where plain moments are matched, whatever the samples' composition."""
+    from bioren.alignment import align
+
+    with patch("bioren.model.align", partial(align, turns=0)):
+        return bioren(adata, seed)
+
+
 METHODS = {
     "pca": Method(pca, "scanpy", (), random=False, embedding=True),
     "harmony": Method(harmony, "harmonypy", ("harmonypy",), embedding=True),
@@ -186,6 +216,9 @@ METHODS = {
     "bioren, no training": Method(bioren_no_training, "bioren", ("bioren.tools",)),
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
     "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
+    "bioren, no denoising": Method(bioren_without_denoising, "bioren", ("bioren.tools",)),
+    "bioren, no depth": Method(bioren_without_depth, "bioren", ("bioren.tools",)),
+    "bioren, plain moments": Method(bioren_without_standardization, "bioren", ("bioren.tools",)),
 }
 #: What `make benchmarks` compares; the other entries are parts of bioren by themselves.
 COMPARED = [name for name in METHODS if "," not in name]

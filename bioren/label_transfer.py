@@ -1,0 +1,64 @@
+"""Labels of the reference's cells, carried over to cells of a query."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from bioren.shifts import TINY
+
+__all__ = ["LabelTransfer"]
+
+
+class LabelTransfer(NamedTuple):
+    """From places in the embedding to labels: multinomial logistic regression.
+
+    It holds no cell, and one number per label and dimension.
+
+    Attributes
+    ----------
+    names
+        The labels.
+    weights, level
+        Log odds of a label are ``z @ weights + level``; shapes ``(dims, labels)``, ``(labels,)``.
+    """
+
+    names: list[str]
+    weights: np.ndarray
+    level: np.ndarray
+
+    @classmethod
+    def fit(cls, z: np.ndarray, codes: np.ndarray, names: list[str]) -> LabelTransfer:
+        """Learn from labelled cells.
+
+        Parameters
+        ----------
+        z
+            Embedding, shape ``(cells, dims)``.
+        codes
+            Position of each cell's label in `names`, -1 where it has none.
+        names
+            The labels; those of no cell are left out.
+        """
+        known = codes >= 0
+        found = np.unique(codes[known])
+        dims = z.shape[1]
+        names = [names[code] for code in found]
+        if len(found) == 1:
+            return cls(names, np.zeros((dims, 1)), np.zeros(1))
+        unit = max(float(z[known].std()), TINY)
+        model = LogisticRegression(max_iter=2000).fit(z[known] / unit, codes[known])
+        weights, level = model.coef_.T / unit, model.intercept_
+        if len(found) == 2:  # scikit-learn gives the odds of the second alone
+            weights = np.hstack([np.zeros((dims, 1)), weights])
+            level = np.concatenate([[0.0], level])
+        return cls(names, weights.astype(np.float64), level.astype(np.float64))
+
+    def predict(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return each cell's most probable label, as its position, and its probability."""
+        odds = z @ self.weights + self.level
+        share = np.exp(odds - odds.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        return share.argmax(axis=1), share.max(axis=1)

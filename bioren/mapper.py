@@ -1,0 +1,269 @@
+"""Queries mapped onto a fitted reference: embedding, corrected expression, score, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from bioren.alignment import Alignment, Removal
+from bioren.annotations import Batches
+from bioren.autoencoder import BridgeNetwork
+from bioren.blocks import Block, row_blocks, to_dense
+from bioren.bridge import AffineBridge
+from bioren.by_sample import result_dtype
+from bioren.denoising import Denoiser
+from bioren.expression import ExpressionBridge
+from bioren.familiarity import Familiarity, distances
+from bioren.genes import MatchedGenes
+from bioren.kept import embedding_of_kept, within_limits
+from bioren.label_transfer import LabelTransfer
+from bioren.mapping import Frame, map_sample, stack
+from bioren.messages import listed
+from bioren.moments import Moments
+from bioren.population import Population, moments_by_state
+from bioren.projection import gather_rows
+from bioren.states import ConditionalBridge
+from bioren.training import embed_bridged
+
+__all__ = ["Mapped", "Mapper"]
+
+
+class Mapped(NamedTuple):
+    """Cells of a query in the reference population.
+
+    Attributes
+    ----------
+    embedding
+        Shape ``(cells, n_latent)``, float32.
+    corrected
+        Expression on the reference's scale of the genes in common, in the query's order.
+    score
+        Probability that the reference holds the cell's type, shape ``(cells,)``; NaN where the
+        reference was too small to learn it from.
+    labels
+        Per kind of label the most probable one of each cell, and its probability.
+    samples
+        A row per sample: ``cells``; ``mapping_score``, the mean of its cells;
+        ``overlap_before`` and ``overlap``, the share of it in states of the reference.
+    genes
+        Which genes are in common.
+    alignment
+        Effects and bridges of the samples against the reference; the genes in common.
+    by_state
+        Moments of each sample as measured, groups ``(samples, states)``.
+    """
+
+    embedding: np.ndarray
+    corrected: np.ndarray
+    score: np.ndarray
+    labels: dict[str, tuple[np.ndarray, np.ndarray]]
+    samples: pd.DataFrame
+    genes: MatchedGenes
+    alignment: Alignment
+    by_state: Moments
+
+    def expression(self, x: Any) -> np.ndarray:
+        """Return the corrected expression of all genes of a query, those not in common as in `x`.
+
+        Parameters
+        ----------
+        x
+            What was mapped, shape ``(cells, genes)``.
+        """
+        whole = np.empty(x.shape, dtype=self.corrected.dtype)
+        for rows, block in row_blocks(x):
+            whole[rows] = to_dense(block)
+        whole[:, self.genes.query] = self.corrected
+        return whole
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """All that mapping needs; no cell, and of the reference's samples their moments.
+
+    Attributes
+    ----------
+    population
+        The reference in gene space.
+    network
+        Its encoder embeds bridged expression.
+    states
+        The states in the embedding.
+    embedded
+        Groups ``(states,)``: the reference's cells in the corrected embedding.
+    denoiser
+        Draws cells towards their states.
+    familiarity
+        Judges how well the reference knows a cell.
+    removal
+        How much of a query's effect is removed.
+    labels
+        What is known of the reference's cells, by the name of the column.
+    """
+
+    population: Population
+    network: BridgeNetwork
+    states: ConditionalBridge
+    embedded: Moments
+    denoiser: Denoiser
+    familiarity: Familiarity
+    removal: Removal
+    labels: dict[str, LabelTransfer]
+
+    def map(
+        self,
+        x: Any,
+        genes: MatchedGenes,
+        batches: Batches,
+        covariates: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Mapped:
+        """Map the samples of a query, each by itself.
+
+        Parameters
+        ----------
+        x
+            Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        genes
+            Which of its genes the reference has.
+        batches
+            Sample of each cell.
+        covariates
+            Those that the model was fitted with, but for the cells' depth.
+        rng
+            Chooses cells among which neighbours are sought, where a sample has many.
+        """
+        n_cells, dims = x.shape[0], self.denoiser.centers.shape[1]
+        embedding = np.empty((n_cells, dims), dtype=np.float32)
+        corrected = np.empty((n_cells, len(genes.query)), dtype=result_dtype(x))
+        score = np.empty(n_cells)
+        alignments, moments = [], []
+        seed = rng.integers(2**63)
+        for sample in range(len(batches.names)):
+            cells = np.flatnonzero(batches.codes == sample)
+            some = gather_rows(x, cells)[:, genes.query]
+            # The same numbers for each sample, so that none depends on how many there are.
+            own = np.random.default_rng(seed)
+            found = self._map_sample(some, genes.reference, covariates[cells], own)
+            embedding[cells], corrected[cells], score[cells], alignment, by_state = found
+            alignments.append(alignment)
+            moments.append(by_state)
+        alignment = stack(alignments)
+        labels = {}
+        for name, transfer in self.labels.items():
+            codes, probability = transfer.predict(embedding)
+            labels[name] = np.array(transfer.names, dtype=object)[codes], probability
+        counts = np.bincount(batches.codes, minlength=len(batches.names))
+        by_sample = pd.Series(score).groupby(batches.codes).mean()
+        samples = pd.DataFrame(
+            {
+                "cells": counts,
+                "mapping_score": by_sample.to_numpy(),
+                "overlap_before": alignment.overlap_before,
+                "overlap": alignment.overlap,
+            },
+            index=pd.Index(batches.names, name="sample"),
+        )
+        by_state = Moments.stacked(moments)
+        return Mapped(embedding, corrected, score, labels, samples, genes, alignment, by_state)
+
+    def add(self, mapped: Mapped, names: list[str] | None = None) -> Self:
+        """Return the mapper whose population holds the samples of a query as well.
+
+        Genes that the query lacks are taken to be as the reference expects them.
+
+        Parameters
+        ----------
+        mapped
+            The query, mapped.
+        names
+            Of its samples, new ones; None: as they were in the query.
+
+        Raises
+        ------
+        ValueError
+            The population has a sample of that name, or the names are not one per sample.
+        """
+        own = list(mapped.samples.index)
+        names = own if names is None else names
+        if len(names) != len(own):
+            msg = f"Give one name for each of {len(own)} samples, {listed(own)}; received {names}."
+            raise ValueError(msg)
+        population = self.population
+        known = population.strata.by_state
+        genes = mapped.genes.reference
+        for row, name in enumerate(names):
+            count = mapped.by_state.count[row]
+            expected = Moments(count, known.mean.copy(), known.var() * count[:, None])
+            expected.mean[:, genes] = mapped.by_state.mean[row]
+            expected.m2[:, genes] = mapped.by_state.m2[row]
+            n_genes = len(population.genes)
+            bridge = AffineBridge(np.ones(n_genes), np.zeros(n_genes))
+            full = mapped.alignment.full
+            bridge.scale[genes], bridge.shift[genes] = full.scale[row], full.shift[row]
+            population = population.add(name, expected, bridge)
+        return replace(self, population=population)
+
+    def _map_sample(
+        self, x: Block, columns: np.ndarray, covariates: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Alignment, Moments]:
+        """Map one sample; `columns` are the positions of its genes in the population."""
+        place = np.full(len(self.population.genes), -1)
+        place[self.population.variable] = np.arange(len(self.population.variable))
+        seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
+        inputs = place[columns[seen]]  # among the network's
+        some = x[:, seen]
+        detected = np.asarray((some != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
+        frame = Frame(self.population.strata, self.states, self.embedded).of_genes(columns)
+        of_variable = frame.of_genes(seen)
+
+        def score(bridge: AffineBridge, bridged: np.ndarray) -> np.ndarray:
+            apart = distances(some, bridge, bridged, of_variable, rng, [None])[0]
+            return self.familiarity.score(apart)
+
+        mapped = map_sample(
+            x,
+            np.hstack([np.log1p(detected), covariates]),
+            frame,
+            lambda bridge: embed_bridged(self.network, self._inputs(some, inputs, bridge)),
+            variable=(some, seen),
+            removal=self.removal,
+            familiar=None if np.isnan(self.familiarity.level) else score,
+        )
+        one = np.zeros(x.shape[0], dtype=np.intp)
+        alignment, placed = mapped.alignment, mapped.placed
+        strength, limits = self.removal.strength, self.removal.max_removed
+        d_max = np.inf if limits is None else limits[1]
+
+        of_some = alignment.of_genes(seen)
+        loadings = self.network.components.detach().cpu().numpy()[inputs]
+        shifts = placed.shifts[None]
+        removed = within_limits(strength * shifts, of_some, loadings, d_max)
+        kept = placed.share @ (shifts - removed)[0]
+        kept += embedding_of_kept(some, one, of_some, loadings)
+        embedding = self.denoiser.apply(placed.full, placed.share) + kept
+
+        spread = alignment.reference.std()
+        expression = ExpressionBridge.fit(
+            mapped.by_state,
+            alignment.full,
+            kept=alignment.bridges,
+            onto=frame.strata,
+            strength=strength,
+            most=d_max * np.where(spread > 0, spread, 1.0),
+        )
+        corrected = expression.apply(x, one, placed.share)
+        by_state = moments_by_state(x, one, 1, placed.share)
+        return embedding, corrected, score(of_some.full, mapped.bridged), alignment, by_state
+
+    def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
+        """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""
+        center = self.network.center.detach().cpu().numpy()
+        for _, block in row_blocks(x):
+            whole = np.tile(center, (block.shape[0], 1))
+            whole[:, inputs] = bridge.scale * to_dense(block) + bridge.shift
+            yield whole

@@ -1,0 +1,347 @@
+"""A model as a file: what `bioren.storage` writes and reads of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bioren.alignment import Alignment, Removal
+from bioren.autoencoder import BridgeNetwork
+from bioren.bridge import AffineBridge
+from bioren.denoising import Denoiser
+from bioren.diagnosis import Diagnosis
+from bioren.expression import ExpressionBridge
+from bioren.familiarity import Familiarity
+from bioren.label_transfer import LabelTransfer
+from bioren.mapper import Mapper
+from bioren.moments import Moments
+from bioren.population import Population
+from bioren.states import ConditionalBridge, Round
+from bioren.storage import LARGEST, Stored, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bioren.model import RenormAutoencoder
+
+__all__ = ["load", "publish", "save"]
+
+KIND = "model"
+
+#: Parts of the network that know samples.
+OF_SAMPLES = ("bridge.", "hidden_bridge.", "output_bridge.")
+
+#: Tables of an alignment by sample and gene, and by sample.
+BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
+BY_SAMPLE = ("overlap", "overlap_before")
+
+
+def save(model: RenormAutoencoder, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a fitted model; see `RenormAutoencoder.save`."""
+    about, arrays = _contents(model)
+    if model.population_.published is None:
+        arrays |= _contents_of_samples(model)
+    write(path, KIND, about, arrays, overwrite=overwrite)
+
+
+def publish(
+    model: RenormAutoencoder, path: str | Path, *, min_cells: int, overwrite: bool = False
+) -> None:
+    """Write what mapping needs of a fitted model; see `RenormAutoencoder.publish`."""
+    mapper = model.mapper_
+    population, states = mapper.population.reduced(min_cells)
+    whole = mapper.network
+    network = BridgeNetwork(*_sizes(whole, n_samples=1))
+    own = network.state_dict()
+    shared = {k: v for k, v in whole.state_dict().items() if not k.startswith(OF_SAMPLES)}
+    network.load_state_dict(own | shared)
+    reduced = replace(
+        mapper,
+        population=population,
+        network=network,
+        states=mapper.states.without_samples(states),
+        embedded=mapper.embedded[states],
+        denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
+    )
+    about, arrays = _contents(_with_mapper(model, reduced))
+    about["labels"] = []  # some may be those of a few cells, and mapping needs none
+    write(path, KIND, about, arrays, overwrite=overwrite)
+
+
+def load(path: str | Path, kind: type[RenormAutoencoder]) -> RenormAutoencoder:
+    """Read a model of a class; see `bioren.load`."""
+    stored = read(path, (KIND,))
+    try:
+        return _restored(stored, kind)
+    except (KeyError, TypeError, RuntimeError, IndexError, OverflowError) as error:
+        raise ValueError(f"{path} holds a model that does not fit together: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what every model's file holds."""
+    mapper = model.mapper_
+    about, of_population = mapper.population.contents()
+    removed, key = model.max_removed, model.batch_key_
+    about |= {
+        "n_latent": int(model.n_latent),
+        "n_hidden": int(model.n_hidden),
+        "strength": float(model.strength),
+        # JSON knows no infinity.
+        "max_removed": removed and [None if math.isinf(of) else float(of) for of in removed],
+        "rng": int(model.rng) if isinstance(model.rng, int | np.integer) else None,
+        "batch_key": key if isinstance(key, str) else list(key),
+        "layer": model.layer_,
+        "labels_key": model.labels_key_,
+        "labels": list(model.labels_ or []),
+        "covariates": list(model.covariates_),
+        "signed": bool(model.signed_),
+        "n_rounds": len(mapper.states.rounds),
+        "width": mapper.states.width,
+        "familiarity": None if math.isnan(mapper.familiarity.level) else mapper.familiarity.level,
+        "transfers": [[key, transfer.names] for key, transfer in mapper.labels.items()],
+    }
+    arrays = {f"population/{name}": array for name, array in of_population.items()}
+    for name, tensor in mapper.network.state_dict().items():
+        arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
+    for i, step in enumerate(mapper.states.rounds):
+        arrays |= _named(f"states/{i}", step._asdict())
+    arrays["states/kept"], arrays["states/unit"] = mapper.states.kept, mapper.states.unit
+    if mapper.states.state_labels is not None:
+        arrays["states/labels"] = mapper.states.state_labels
+    arrays |= _of_moments("embedded", mapper.embedded)
+    arrays |= {
+        "denoiser/centers": mapper.denoiser.centers,
+        "denoiser/reliability": mapper.denoiser.reliability,
+        "familiarity/weights": mapper.familiarity.weights,
+    }
+    for i, transfer in enumerate(mapper.labels.values()):
+        arrays |= {f"labels/{i}/weights": transfer.weights, f"labels/{i}/level": transfer.level}
+    return about, arrays
+
+
+def _contents_of_samples(model: RenormAutoencoder) -> dict[str, np.ndarray]:
+    """Return what is needed to embed and correct the model's own samples."""
+    alignment = model.alignment_
+    arrays = {f"alignment/{name}": getattr(alignment, name) for name in BY_GENE + BY_SAMPLE}
+    arrays |= _of_moments("alignment/samples", alignment.samples)
+    arrays |= _of_moments("alignment/reference", alignment.reference)
+    for name in ("bridges", "full"):
+        bridge = getattr(alignment, name)
+        arrays |= _named(f"alignment/{name}", {"scale": bridge.scale, "shift": bridge.shift})
+    arrays["expression/shift"] = model.expression_.shift
+    arrays |= _named("diagnosis", model.diagnosis_._asdict())
+    arrays |= _named("history", {name: model.history_[name].to_numpy() for name in model.history_})
+    # The population may hold samples that were added later.
+    arrays["own_samples"] = np.array([model.population_.samples.index(s) for s in model.samples_])
+    return arrays
+
+
+def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencoder:
+    about = stored.about
+    model = kind(
+        stored.integer("n_latent", 1),
+        stored.integer("n_hidden", 1),
+        strength=stored.number("strength", 0, 1),
+        max_removed=_limits(stored),
+        # A generator is not kept.
+        rng=np.random.default_rng() if about["rng"] is None else stored.integer("rng", 0),
+    )
+    population = Population.from_stored(stored.part("population"))
+    n_states = population.by_state.count.shape[1]
+    own = None
+    if population.published is None:
+        own = stored.array("own_samples", None, kind="i")
+        inside = ((own >= 0) & (own < len(population.samples))).all()
+        if not inside or len(own) == 0 or len(np.unique(own)) < len(own):
+            raise ValueError("The model's samples are not those of its population.")
+    n_samples = 1 if own is None else len(own)
+    components = stored.array("network/components", len(population.variable), None)
+    dims = components.shape[1]
+    mapper = Mapper(
+        population=population,
+        network=_network(stored.part("network"), len(population.variable), n_samples, dims, model),
+        states=_states(stored, 0 if own is None else n_samples, n_states, dims),
+        embedded=_moments(stored.part("embedded"), (n_states,), dims),
+        denoiser=Denoiser(
+            stored.array("denoiser/centers", n_states, dims),
+            stored.array("denoiser/reliability", dims),
+        ),
+        familiarity=_familiarity(stored),
+        removal=Removal(model.strength, max_removed=model.max_removed),
+        labels=_transfers(stored, dims),
+    )
+    model = _with_mapper(model, mapper)
+    several = isinstance(about["batch_key"], list) and len(about["batch_key"]) > 0
+    model.batch_key_ = stored.texts("batch_key") if several else stored.text("batch_key")
+    model.layer_, model.labels_key_ = (
+        _maybe_text(stored, "layer"),
+        _maybe_text(stored, "labels_key"),
+    )
+    model.labels_, model.covariates_ = stored.names("labels"), stored.texts("covariates")
+    if not isinstance(about["signed"], bool):
+        raise ValueError("'signed' should be true or false.")
+    model.signed_ = about["signed"]
+    if 1 + len(model.covariates_) != len(mapper.states.unit):
+        raise ValueError("The covariates' names and slopes differ in number.")
+    if own is not None:
+        model.samples_ = [population.samples[i] for i in own]
+        _restore_samples(model, stored, n_states)
+    return model
+
+
+def _with_mapper(model: RenormAutoencoder, mapper: Mapper) -> RenormAutoencoder:
+    """Return a model of the same settings that maps by `mapper` and knows no samples."""
+    found = type(model)(
+        model.n_latent,
+        model.n_hidden,
+        strength=model.strength,
+        max_removed=model.max_removed,
+        rng=model.rng,
+        training=model.training,
+    )
+    for name in ("batch_key_", "layer_", "labels_key_", "labels_", "covariates_", "signed_"):
+        if hasattr(model, name):
+            setattr(found, name, getattr(model, name))
+    population = mapper.population
+    found.mapper_, found.samples_ = mapper, []
+    found.genes_, found.variable_genes_ = population.genes, population.genes[population.variable]
+    found.network_, found.states_, found.denoiser_ = mapper.network, mapper.states, mapper.denoiser
+    found.reliability_ = mapper.denoiser.reliability
+    return found
+
+
+def _restore_samples(model: RenormAutoencoder, stored: Stored, n_states: int) -> None:
+    n_samples, n_genes = len(model.samples_), len(model.genes_)
+    part = stored.part("alignment")
+    tables: dict[str, Any] = {name: part.array(name, n_samples, n_genes) for name in BY_GENE}
+    tables |= {name: part.array(name, n_samples) for name in BY_SAMPLE}
+    for name in ("bridges", "full"):
+        scale, shift = (part.array(f"{name}/{of}", n_samples, n_genes) for of in ("scale", "shift"))
+        tables[name] = AffineBridge(scale, shift)
+    model.alignment_ = Alignment(
+        samples=_moments(part.part("samples"), (n_samples,), n_genes),
+        reference=_moments(part.part("reference"), (), n_genes),
+        **tables,
+    )
+    shift = stored.array("expression/shift", n_samples, n_states, n_genes)
+    model.expression_ = ExpressionBridge(model.alignment_.bridges.scale, shift)
+    model.diagnosis_ = Diagnosis(
+        **{name: stored.array(f"diagnosis/{name}", n_samples) for name in Diagnosis._fields}
+    )
+    model.history_ = pd.DataFrame(
+        {
+            "epoch": stored.array("history/epoch", None, kind="i"),
+            "training": stored.array("history/training", None),
+            "held_out": stored.array("history/held_out", None),
+        }
+    )
+
+
+def _limits(stored: Stored) -> tuple[float, float] | None:
+    found = stored.about["max_removed"]
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 2:
+        raise ValueError(f"'max_removed' should be two numbers, found {found!r:.60}.")
+    limits = stored._replace(about={"r": found[0], "d": found[1]})
+    r_max, d_max = (
+        math.inf if of is None else limits.number(name, least)
+        for name, of, least in zip("rd", found, (1, 0), strict=True)
+    )
+    return r_max, d_max
+
+
+def _maybe_text(stored: Stored, name: str) -> str | None:
+    return None if stored.about[name] is None else stored.text(name)
+
+
+def _network(
+    stored: Stored, n_genes: int, n_samples: int, dims: int, model: RenormAutoencoder
+) -> BridgeNetwork:
+    # Sizes are those of arrays that were read: nothing is allocated for numbers that a file claims.
+    n_hidden = stored.array("encoder.0.weight", None, n_genes).shape[0]
+    if n_hidden != model.n_hidden:
+        raise ValueError("The network's width is not that of its settings.")
+    network = BridgeNetwork(n_genes, n_samples, dims, n_hidden)
+    state = {}
+    for name, tensor in network.state_dict().items():
+        array = stored.array(name, *tensor.shape, kind="f" if tensor.is_floating_point() else "i")
+        if (name.endswith("_var") and (array < 0).any()) or (name == "spread" and array <= 0):
+            raise ValueError(f"The network's {name} is not positive.")
+        state[name] = torch.from_numpy(array)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> ConditionalBridge:
+    unit = stored.array("states/unit", None)
+    if (unit < 1 / LARGEST).any():
+        raise ValueError("The covariates' units are not positive.")
+    n_covariates = len(unit)
+    rounds = []
+    for i in range(stored.integer("n_rounds", 1, 1000)):
+        part = stored.part(f"states/{i}")
+        step = Round(
+            part.array("centers", n_states, dims),
+            part.array("log_odds", n_samples, n_states),
+            part.array("shifts", n_samples, n_states, dims),
+            part.array("slopes", n_states, n_covariates, dims),
+            part.array("levels", n_samples, n_states, n_covariates),
+        )
+        rounds.append(step)
+    labels = None
+    if "states/labels" in stored.arrays:
+        labels = stored.array("states/labels", n_states, kind="i")
+    kept = stored.array("states/kept", n_samples, n_states, dims)
+    return ConditionalBridge(tuple(rounds), stored.number("width", 1e-6), kept, labels, unit)
+
+
+def _familiarity(stored: Stored) -> Familiarity:
+    weights = stored.array("familiarity/weights", 2)
+    known = stored.about["familiarity"] is not None
+    level = stored.number("familiarity", -math.inf) if known else math.nan
+    return Familiarity(weights, level)
+
+
+def _transfers(stored: Stored, dims: int) -> dict[str, LabelTransfer]:
+    found = {}
+    for i, (key, names) in enumerate(stored.about["transfers"]):
+        if not names or not all(isinstance(name, str) for name in (key, *names)):
+            raise ValueError("The labels that are carried over have no names.")
+        part = stored.part(f"labels/{i}")
+        found[key] = LabelTransfer(
+            names, part.array("weights", dims, len(names)), part.array("level", len(names))
+        )
+    return found
+
+
+def _sizes(network: BridgeNetwork, *, n_samples: int) -> tuple[int, int, int, int]:
+    n_genes, dims = network.components.shape
+    return n_genes, n_samples, dims, network.hidden_bridge.d.shape[1]
+
+
+def _moments(stored: Stored, groups: tuple[int, ...], n_genes: int) -> Moments:
+    found = Moments(
+        stored.array("count", *groups),
+        stored.array("mean", *groups, n_genes),
+        stored.array("m2", *groups, n_genes),
+    )
+    if (found.count < 0).any() or (found.m2 < 0).any():
+        raise ValueError("Counts or squared deviations are negative.")
+    return found
+
+
+def _of_moments(prefix: str, of: Moments) -> dict[str, np.ndarray]:
+    return _named(prefix, {"count": np.asarray(of.count), "mean": of.mean, "m2": of.m2})
+
+
+def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}

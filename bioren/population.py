@@ -1,0 +1,650 @@
+"""The reference population: moments by sample and cell state, and all that follows from them.
+
+A population holds no cell.  Per sample and state it holds a number of cells, means and variances;
+levels of the states, their composition, the scale of the reference and the effect of each sample
+follow, so that samples can be added, taken out or merged without the cells of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from bioren.alignment import TABLE_ENTRIES, Alignment, Removal, compare
+from bioren.annotations import Batches
+from bioren.blocks import row_blocks, stacked
+from bioren.bridge import AffineBridge
+from bioren.genes import FEWEST
+from bioren.mapping import Frame, MappedSample, map_sample, stack
+from bioren.messages import listed
+from bioren.moments import Moments
+from bioren.projection import Projection, gather_rows
+from bioren.shifts import TINY
+from bioren.standardization import Strata, standardize
+from bioren.states import frozen_states
+from bioren.storage import Stored, digest, read, write
+
+__all__ = [
+    "LEAST_CELLS",
+    "Population",
+    "Reference",
+    "moments_by_state",
+    "named",
+    "read_reference",
+    "strata_of",
+]
+
+#: What is published of fewer cells than this may be about single persons' cells.
+LEAST_CELLS = 10
+
+#: A state in which a sample has so many cells counts half.
+PRIOR_CELLS = 10.0
+
+KIND = "population"
+
+#: What samples are brought to: all samples, some by name, a population, or its file.
+Reference: TypeAlias = "str | Sequence[str] | Population | Path | None"
+
+#: Name of the one sample of a published population.
+POOLED = "reference"
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Moments of samples by cell state, and what follows from them.
+
+    Attributes
+    ----------
+    genes
+        Names of the genes.
+    samples
+        Names of the samples.
+    by_state
+        Groups ``(samples, states)``: cells, means and squared deviations of log-expression as it
+        was measured, float32.
+    bridges
+        One per sample, from its scale to the reference's; ``(samples, genes)``.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``.
+    variable
+        Columns of the genes in which states are told apart.
+    components
+        Orthonormal columns, ``(variable genes, dims)``: the space in which they are told apart.
+    recipe
+        How expression was normalised, and versions; JSON.
+    published
+        For a population that was reduced by `publish`, the names and cells of its samples, which
+        are pooled into one; else None.
+
+    Examples
+    --------
+    >>> population = model.population_                                  # doctest: +SKIP
+    >>> population.without("donor3").save("eleven_donors.bioren")       # doctest: +SKIP
+    """
+
+    genes: pd.Index
+    samples: list[str]
+    by_state: Moments
+    bridges: AffineBridge
+    in_reference: np.ndarray
+    variable: np.ndarray
+    components: np.ndarray
+    recipe: Mapping[str, Any]
+    published: Mapping[str, int] | None = None
+
+    @property
+    def cells(self) -> pd.Series:
+        """Return the number of cells of each sample."""
+        if self.published is not None:
+            return pd.Series(self.published, name="cells", dtype=np.int64)
+        counts = np.rint(self.by_state.count.sum(axis=1)).astype(np.int64)
+        return pd.Series(counts, index=self.samples, name="cells")
+
+    @property
+    def target_sum(self) -> float | None:
+        """Return the molecules per cell that expression was brought to, if that is known."""
+        found: float | None = self.recipe.get("target_sum")
+        return found
+
+    @cached_property
+    def strata(self) -> Strata:
+        """Return the reference by state: composition, levels and variances on its own scale."""
+        return strata_of(self.bridged(), self.in_reference)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Return what samples are mapped by in gene space alone."""
+        strata = self.strata.of_genes(self.variable)
+        center = strata.whole().mean
+        level = strata.by_state
+        embedded = Moments(
+            level.count, (level.mean - center) @ self.components, level.m2 @ self.components**2
+        )
+        return Frame(self.strata, frozen_states(embedded.mean), embedded)
+
+    def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
+        """Return the moments of some genes on the reference's scale."""
+        scale, shift = self.bridges.scale[:, None, genes], self.bridges.shift[:, None, genes]
+        measured = self.by_state.of_genes(genes)
+        mean = scale * measured.mean + shift
+        return Moments(measured.count.astype(np.float64), mean, scale**2 * measured.m2)
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of all that it holds, as 64 hexadecimal digits."""
+        return digest(KIND, *self.contents())
+
+    def columns_of(self, genes: pd.Index) -> np.ndarray:
+        """Return the position of each of some genes.
+
+        Raises
+        ------
+        ValueError
+            Some are not among its genes, or too few of them tell its states apart.
+        """
+        columns: np.ndarray = self.genes.get_indexer(genes)
+        missing = genes[columns < 0]
+        if len(missing):
+            msg = (
+                f"{len(missing)} of {len(genes)} genes are not in the reference population: "
+                f"{listed(missing)}. Keep the others: "
+                "adata[:, adata.var_names.isin(population.genes)].copy()"
+            )
+            raise ValueError(msg)
+        n_variable = int(np.isin(self.variable, columns).sum())
+        if n_variable < FEWEST:
+            msg = (
+                f"There are {n_variable} of the {len(self.variable)} genes that tell the "
+                f"reference's cell states apart, at least {FEWEST} are needed: give all genes that "
+                "were measured."
+            )
+            raise ValueError(msg)
+        return columns
+
+    def align(
+        self, x: Any, codes: np.ndarray, n_samples: int, columns: np.ndarray, removal: Removal
+    ) -> Alignment:
+        """Find the bridge of samples to this population, each by itself.
+
+        Parameters
+        ----------
+        x
+            Log-expression, shape ``(cells, genes)``.
+        codes
+            Sample of each cell, in ``range(n_samples)``, each having a cell.
+        n_samples
+            Number of samples.
+        columns
+            Position of each gene of `x` among `genes`.
+        removal
+            How much is removed.
+        """
+        found = [
+            self.map_sample(gather_rows(x, np.flatnonzero(codes == sample)), columns, removal)
+            for sample in range(n_samples)
+        ]
+        return stack([one.alignment for one in found])
+
+    def map_sample(
+        self, x: Any, columns: np.ndarray, removal: Removal | None = None
+    ) -> MappedSample:
+        """Map one sample in gene space.
+
+        Parameters
+        ----------
+        x
+            Log-expression of its cells, shape ``(cells, genes)``.
+        columns
+            Position of each gene of `x` among `genes`.
+        removal
+            How much of its effect is removed; None: the defaults of `Removal`.
+        """
+        place = np.full(len(self.genes), -1)
+        place[columns] = np.arange(len(columns))
+        present = place[self.variable] >= 0
+        seen = place[self.variable[present]]
+        some = x[:, seen]
+        center = self.strata.whole().mean[self.variable[present]]
+        projection = Projection(center, self.components[present])
+        one = np.zeros(x.shape[0], dtype=np.intp)
+        return map_sample(
+            x,
+            None,
+            self.frame.of_genes(columns),
+            lambda bridge: projection.apply(some, one, bridge),
+            variable=(some, seen),
+            removal=removal or Removal(),
+        )
+
+    def merge(self, other: Population) -> Self:
+        """Return both populations together; a sample that both have holds the cells of both.
+
+        Raises
+        ------
+        ValueError
+            They were not made of the same states.
+        """
+        self._check_same_states(other)
+        names = list(dict.fromkeys([*self.samples, *other.samples]))
+        ours, theirs = self._as_samples(names), other._as_samples(names)
+        known = np.isin(names, self.samples)[:, None]
+        return replace(
+            self,
+            samples=names,
+            by_state=_single(ours.by_state.merge(theirs.by_state)),
+            bridges=AffineBridge(
+                np.where(known, ours.bridges.scale, theirs.bridges.scale),
+                np.where(known, ours.bridges.shift, theirs.bridges.shift),
+            ),
+            in_reference=ours.in_reference | theirs.in_reference,
+            published=self._published(self.cells.add(other.cells, fill_value=0), other),
+        )
+
+    def add(
+        self,
+        name: str,
+        by_state: Moments,
+        bridge: AffineBridge,
+        *,
+        in_reference: bool | None = None,
+    ) -> Self:
+        """Return the population with one more sample.
+
+        Parameters
+        ----------
+        name
+            Of the sample, which must be new.
+        by_state
+            Groups ``(states,)``: its moments as measured.
+        bridge
+            From its scale to the reference's, shape ``(genes,)``.
+        in_reference
+            Whether it becomes part of the reference; None: if all others are.
+        """
+        if name in self.samples or name in (self.published or ()):
+            msg = f"The population has a sample {name!r} already: give this one another name."
+            raise ValueError(msg)
+        if in_reference is None:
+            in_reference = bool(self.in_reference.all())
+        added = replace(
+            self,
+            samples=[name],
+            by_state=_single(by_state[None]),
+            bridges=AffineBridge(bridge.scale[None], bridge.shift[None]),
+            in_reference=np.array([in_reference]),
+            published=None,
+        )
+        return self.merge(added)
+
+    def subtract(self, other: Population) -> Self:
+        """Return the population without the cells of another, part of this one.
+
+        Undoes `merge`.  Samples of which no cell is left are gone.
+
+        Raises
+        ------
+        ValueError
+            `other` is not part of this population, or nothing is left.
+        """
+        self._check_same_states(other)
+        unknown = [name for name in other.samples if name not in self.samples]
+        if unknown:
+            msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
+            raise ValueError(msg)
+        here, taken = self.by_state, other._as_samples(self.samples).by_state
+        # Sums of shares in single precision seldom cancel to exactly nothing.
+        nothing = np.abs(here.count - taken.count) <= 1e-3 + 1e-6 * here.count
+        count = np.where(nothing & (taken.count > 0), here.count, taken.count)
+        left = here.subtract(Moments(count, taken.mean, taken.m2))
+        some = left.count.sum(axis=1) > 0.5  # cells are whole
+        published = self._published(self.cells.sub(other.cells, fill_value=0), other)
+        return replace(self, by_state=_single(left), published=published)._of_samples(some)
+
+    def without(self, samples: str | Sequence[str]) -> Self:
+        """Return the population without some samples.
+
+        Raises
+        ------
+        ValueError
+            There is no such sample, or nothing is left.
+        """
+        return self._of_samples(~self._named(samples))
+
+    def relative_to(self, samples: str | Sequence[str] | None) -> Self:
+        """Return the population with another reference: a sample, several, or None for all.
+
+        The bridges of all samples are found anew, from their moments.
+        """
+        if self.published is not None:
+            msg = "This population was published: its samples are pooled, and none can be chosen."
+            raise ValueError(msg)
+        chosen = np.ones(len(self.samples), dtype=bool) if samples is None else self._named(samples)
+        return self._compared(chosen)
+
+    def publish(
+        self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
+    ) -> None:
+        """Write a file to be shared, in which nothing is told of few cells.
+
+        Parameters
+        ----------
+        path, overwrite
+            As for `save`.
+        min_cells
+            See `reduced`.
+        """
+        self.reduced(min_cells)[0].save(path, overwrite=overwrite)
+
+    def reduced(self, min_cells: int = LEAST_CELLS) -> tuple[Self, np.ndarray]:
+        """Return what may be shared: the samples of the reference pooled, state by state.
+
+        Parameters
+        ----------
+        min_cells
+            Samples of fewer cells are left out, and so are states in which there are fewer.
+
+        Returns
+        -------
+        population
+            With one sample, which stands for all.
+        states
+            Which states are left.
+
+        Raises
+        ------
+        ValueError
+            `min_cells` is below 3; nothing is left; the population was published before.
+        """
+        if min_cells < 3:
+            msg = f"min_cells must be 3 or more, received {min_cells}: a mean of two tells both."
+            raise ValueError(msg)
+        if self.published is not None:
+            raise ValueError("This population was published already: copy its file.")
+        told = self.in_reference & (self.by_state.count.sum(axis=1) >= min_cells)
+        states = np.flatnonzero(self.by_state.count[told].sum(axis=0) >= min_cells)
+        if len(states) == 0:
+            msg = (
+                f"No sample, or no state, has {min_cells} cells: nothing can be published. "
+                "Choose a smaller min_cells, if that is safe."
+            )
+            raise ValueError(msg)
+        some = self._of_samples(told)
+        strata = some.strata.of_states(states)
+        # Counts that carry the composition, in which each sample weighed the same.
+        count = strata.composition * strata.by_state.count.sum()
+        variance = strata.by_state.var()
+        pooled = Moments(count, strata.by_state.mean, variance * count[:, None])
+        shared = replace(
+            self,
+            samples=[POOLED],
+            by_state=_single(pooled[None]),
+            bridges=_identity(1, len(self.genes)),
+            in_reference=np.ones(1, dtype=bool),
+            published={name: int(n) for name, n in some.cells.items()},
+        )
+        return shared, states
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write all of it to a file, for `load`; to share it, see `publish`.
+
+        Parameters
+        ----------
+        path
+            File to write, such as ``"blood.bioren"``; it is whole or absent.
+        overwrite
+            Whether a file that is there may be replaced.
+
+        Raises
+        ------
+        FileExistsError, OSError
+            The file exists, or cannot be written.
+        """
+        write(path, KIND, *self.contents(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a population from its file, or from that of a model.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            It is damaged, was changed, is of a newer format, or something else.
+        """
+        stored = read(path, (KIND, "model"))
+        return cls.from_stored(stored if stored.kind == KIND else stored.part(KIND))
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> Self:
+        """Return the population that a file holds.
+
+        Raises
+        ------
+        ValueError
+            It does not fit together.
+        """
+        genes, samples = stored.names("genes"), stored.names("samples")
+        n_samples, n_genes = len(samples), len(genes)
+        count = stored.array("count", n_samples, None)
+        shape = n_samples, count.shape[1], n_genes
+        mean, m2 = stored.array("mean", *shape), stored.array("m2", *shape)
+        variable = stored.array("variable", None, kind="i")
+        in_reference = stored.array("in_reference", n_samples, kind="b")
+        inside = (variable >= 0).all() and (variable < n_genes).all()
+        if not inside or len(np.unique(variable)) < len(variable) or len(variable) == 0:
+            raise ValueError("The positions of the variable genes do not fit the genes.")
+        if (count < 0).any() or (m2 < 0).any() or not in_reference.any() or 0 in shape:
+            raise ValueError("The population holds negative counts or variances, or no reference.")
+        scale = stored.array("scale", n_samples, n_genes)
+        if (scale <= 0).any():
+            raise ValueError("The population holds bridges whose scale is not positive.")
+        return cls(
+            genes=pd.Index(genes),
+            samples=samples,
+            by_state=Moments(count, mean, m2),
+            bridges=AffineBridge(scale, stored.array("shift", n_samples, n_genes)),
+            in_reference=in_reference,
+            variable=variable,
+            components=stored.array("components", len(variable), None),
+            recipe=stored.mapping("recipe"),
+            published=stored.mapping("published") if stored.about.get("published") else None,
+        )
+
+    def contents(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what a file holds of it: all but arrays, and arrays."""
+        about = {
+            "genes": list(map(str, self.genes)),
+            "samples": list(self.samples),
+            "recipe": dict(self.recipe),
+            "published": None if self.published is None else dict(self.published),
+        }
+        arrays = {
+            "count": self.by_state.count,
+            "mean": self.by_state.mean,
+            "m2": self.by_state.m2,
+            "scale": self.bridges.scale,
+            "shift": self.bridges.shift,
+            "in_reference": self.in_reference,
+            "variable": self.variable,
+            "components": self.components,
+        }
+        return about, arrays
+
+    def __repr__(self) -> str:
+        """Return the sizes."""
+        n_states = self.by_state.count.shape[1]
+        return (
+            f"Population: {len(self.cells)} samples, {self.cells.sum():,} cells, "
+            f"{len(self.genes):,} genes, {n_states} states"
+            + (", published" if self.published is not None else "")
+        )
+
+    def _compared(self, in_reference: np.ndarray) -> Self:
+        stored = self.by_state
+        # In single precision the shifts' equations, singular up to 1e-9, would have no solution.
+        by_state = Moments(*(np.float64(of) for of in (stored.count, stored.mean, stored.m2)))
+        alignment = compare(standardize(by_state, in_reference), Removal())
+        return replace(self, bridges=alignment.full, in_reference=in_reference)
+
+    def _named(self, samples: str | Sequence[str]) -> np.ndarray:
+        wanted = [samples] if isinstance(samples, str) else list(samples)
+        unknown = [name for name in wanted if name not in self.samples]
+        if unknown or not wanted:
+            msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
+            raise ValueError(msg)
+        return np.isin(self.samples, wanted)
+
+    def _of_samples(self, some: np.ndarray) -> Self:
+        in_reference = self.in_reference[some]
+        if not in_reference.any():
+            raise ValueError("No sample of the reference would be left.")
+        samples = [name for name, here in zip(self.samples, some, strict=True) if here]
+        cells = self.cells
+        # Those that were pooled are there as long as the sample that stands for them.
+        stands_for = np.where(cells.index.isin(self.samples), cells.index, POOLED)
+        return replace(
+            self,
+            samples=samples,
+            published=self._published(cells[np.isin(stands_for, samples)], self),
+            by_state=self.by_state[some],
+            bridges=AffineBridge(self.bridges.scale[some], self.bridges.shift[some]),
+            in_reference=in_reference,
+        )
+
+    def _as_samples(self, names: list[str]) -> Self:
+        """Return the population with these samples in this order, some of them empty."""
+        rows = [names.index(name) for name in self.samples]
+        n_states, n_genes = self.by_state.mean.shape[1:]
+        by_state = _single(Moments.empty((len(names), n_states), n_genes))
+        by_state.count[rows] = self.by_state.count
+        by_state.mean[rows], by_state.m2[rows] = self.by_state.mean, self.by_state.m2
+        bridges = _identity(len(names), n_genes)
+        bridges.scale[rows], bridges.shift[rows] = self.bridges.scale, self.bridges.shift
+        in_reference = np.zeros(len(names), dtype=bool)
+        in_reference[rows] = self.in_reference
+        return replace(
+            self, samples=names, by_state=by_state, bridges=bridges, in_reference=in_reference
+        )
+
+    def _published(self, cells: pd.Series, other: Population) -> dict[str, int] | None:
+        """Return the cells of samples if those of this population or another were published."""
+        if self.published is None and other.published is None:
+            return None
+        return {name: int(n) for name, n in cells.items() if n > 0}
+
+    def _check_same_states(self, other: Population) -> None:
+        same = (
+            self.genes.equals(other.genes)
+            and self.by_state.mean.shape[1:] == other.by_state.mean.shape[1:]
+            and np.array_equal(self.variable, other.variable)
+            and np.array_equal(self.components, other.components)
+        )
+        if not same:
+            msg = (
+                "The populations are not of the same genes and states: only parts of one reference "
+                "can be merged or subtracted. Map the samples instead (bioren.tl.map_query)."
+            )
+            raise ValueError(msg)
+
+
+def strata_of(bridged: Moments, in_reference: np.ndarray) -> Strata:
+    """Return the reference by state.
+
+    Parameters
+    ----------
+    bridged
+        Groups ``(samples, states)``, on the reference's scale.
+    in_reference
+        Which samples make it up, boolean of shape ``(samples,)``.
+    """
+    there = bridged[in_reference]
+    part = there.count / (there.count + PRIOR_CELLS)
+    part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
+    level = np.einsum("sk,skg->kg", part, there.mean)
+    composition = there.count / np.maximum(there.count.sum(axis=1, keepdims=True), TINY)
+    by_state = Moments(there.count.sum(axis=0), level, there.m2.sum(axis=0))
+    return Strata(composition.mean(axis=0), by_state)
+
+
+def named(reference: Reference) -> str | Sequence[str] | None:
+    """Return what a record says of the reference: names of samples, a path, or a digest."""
+    if isinstance(reference, Population):
+        return f"population {reference.digest[:12]}"
+    return str(reference) if isinstance(reference, Path) else reference
+
+
+def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, share: np.ndarray) -> Moments:
+    """Return moments by sample and state in single precision, a few genes at a time.
+
+    Parameters
+    ----------
+    x
+        Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+    codes, n_samples
+        Sample of each cell, and their number.
+    share
+        Each cell's share in each state, shape ``(cells, states)``.
+    """
+    groups = n_samples, share.shape[1]
+    n_genes = x.shape[1]
+    found = _single(Moments.empty(groups, 0))
+    mean, m2 = (np.empty((*groups, n_genes), dtype=np.float32) for _ in range(2))
+    count = found.count
+    step = max(1, TABLE_ENTRIES // (groups[0] * groups[1]))
+    for start in range(0, n_genes, step):
+        genes = slice(start, start + step)
+        some = x if step >= n_genes else stacked([block[:, genes] for _, block in row_blocks(x)])
+        part = Moments.by_group(some, codes, n_samples, share)
+        count, mean[..., genes], m2[..., genes] = part.count, part.mean, part.m2
+    return Moments(count.astype(np.float32), mean, m2)
+
+
+def _single(moments: Moments) -> Moments:
+    """Return moments in the precision in which they are stored, such that a file changes none."""
+    return Moments(
+        *(np.asarray(of, dtype=np.float32) for of in (moments.count, moments.mean, moments.m2))
+    )
+
+
+def _identity(n_samples: int, n_genes: int) -> AffineBridge:
+    return AffineBridge(np.ones((n_samples, n_genes)), np.zeros((n_samples, n_genes)))
+
+
+def read_reference(
+    reference: Reference, batches: Batches
+) -> tuple[np.ndarray | None, Population | None]:
+    """Return the samples that make up the reference, or the population that is.
+
+    Parameters
+    ----------
+    reference
+        Names of samples, a population, the path of its file, or None for all samples.
+    batches
+        The samples that there are: a text that names one of them is no path.
+
+    Returns
+    -------
+    in_reference
+        Boolean of shape ``(samples,)``; None for all, or none.
+    population
+        None if samples make up the reference.
+
+    Raises
+    ------
+    ValueError
+        There is no such sample or file, or the file is damaged.
+    """
+    if isinstance(reference, Population):
+        return None, reference
+    if isinstance(reference, Path) or (
+        isinstance(reference, str) and reference not in batches.names and Path(reference).is_file()
+    ):
+        return None, Population.load(reference)
+    return batches.select(reference), None
