@@ -132,11 +132,19 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
 
     Raises
     ------
+    TypeError
+        `adata` is no AnnData.
     KeyError
         There is no such layer.
     ValueError
         There are no cells or genes, or values that are no finite numbers.
     """
+    if not hasattr(adata, "layers"):
+        msg = (
+            f"Expected an AnnData, received a {type(adata).__name__}. Of several modalities, give "
+            "the one with gene expression: mdata['rna']."
+        )
+        raise TypeError(msg)
     if layer is not None and layer not in adata.layers:
         msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
         raise KeyError(msg)

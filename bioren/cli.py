@@ -385,36 +385,26 @@ def effects(
         if not quiet:
             typer.echo(text)
 
-    with _clear_errors(quiet), ExitStack() as files:
-        from bioren.files import whole_file
-
-        targets = [path for path in (report, table) if path is not None]
-        if len({path.resolve() for path in targets}) < len(targets):
-            raise FileExistsError(f"{report} cannot be both page and table: name two files.")
+    targets = [path for path in (report, table) if path is not None]
+    with _clear_errors(quiet):
         for path in targets:
             if _same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
-            if path.exists() and not path.is_dir() and not overwrite:
-                raise FileExistsError(f"{path} exists already; --overwrite replaces it.")
-        page, rows = (
-            None if path is None else files.enter_context(whole_file(path, overwrite=overwrite))
-            for path in (report, table)
-        )
-        adata = _read(source, say)
-        _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
-        if rows is not None:
-            bioren.tl.batch_effects(adata).to_csv(rows, index=False)
-        if page is not None:
-            from bioren.report import render
+        with _targets(source, targets, overwrite=overwrite) as paths:
+            adata = _read(source, say)
+            _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
+            if table is not None:
+                bioren.tl.batch_effects(adata).to_csv(paths[table], index=False)
+            if report is not None:
+                from bioren.report import render
 
-            html = render(
-                adata,
-                condition_key=condition,
-                source=source.name,
-                table=None if table is None else table.name,
-            )
-            page.write_text(html, encoding="utf-8")
-        files.close()
+                html = render(
+                    adata,
+                    condition_key=condition,
+                    source=source.name,
+                    table=None if table is None else table.name,
+                )
+                paths[report].write_text(html, encoding="utf-8")
         say(f"{' and '.join(map(str, targets))} written")
 
 

@@ -27,7 +27,7 @@ from bioren.mapping import Frame, map_sample
 from bioren.projection import Projection, gather_rows
 from bioren.shifts import TINY
 
-__all__ = ["Familiarity", "calibrate", "distances"]
+__all__ = ["Familiarity", "averaging", "calibrate", "distances"]
 
 #: Neighbours that a cell's distances are averaged over, itself among them.
 NEIGHBOURS = 16
@@ -56,18 +56,27 @@ class Familiarity(NamedTuple):
 
     Attributes
     ----------
-    weights
-        Of the two log distances, not positive: what is farther is less known; shape ``(2,)``.
-    level
-        Log odds where both are 0.  NaN where the reference was too small to learn from.
+    center, unit
+        Mean and standard deviation of known cells' two log distances, shape ``(2,)``.
+    slope, level
+        Log odds are ``slope * f + level``, where ``f = log(exp(u) + exp(v))`` of both distances
+        in these units: a cell is far that is far by either.  The slope is not positive.  NaN
+        where the reference was too small to learn from.
     """
 
-    weights: np.ndarray
+    center: np.ndarray
+    unit: np.ndarray
+    slope: float
     level: float
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether there was enough to learn from."""
+        return not np.isnan(self.level)
 
     def score(self, distances: np.ndarray) -> np.ndarray:
         """Return probabilities, shape ``(cells,)``, for distances of shape ``(cells, 2)``."""
-        odds = np.log(np.maximum(distances, TINY)) @ self.weights + self.level
+        odds = self.slope * _far(distances, self.center, self.unit) + self.level
         probability: np.ndarray = 1 / (1 + np.exp(-odds.clip(-500, 500)))
         return probability
 
@@ -77,7 +86,7 @@ def distances(
     bridge: AffineBridge,
     z: np.ndarray,
     frame: Frame,
-    rng: np.random.Generator,
+    near: sparse.csr_matrix,
     among: Sequence[np.ndarray | None],
 ) -> list[np.ndarray]:
     """Return how far the cells of one sample lie from their states.
@@ -93,8 +102,8 @@ def distances(
         states must not be shifted away, as what is unknown differs most.
     frame
         The reference, by the genes of `x`.
-    rng
-        Chooses the cells among which neighbours are sought, where there are many.
+    near
+        What `averaging` returns.
     among
         States to look at, by their positions; None: all.
 
@@ -105,7 +114,6 @@ def distances(
         dimension, and in gene space, per gene.
     """
     one = np.zeros(len(z), dtype=np.intp)
-    near = _averaging(x, one, bridge, frame, rng)
     bridged = near @ scale_rows(x, bridge.scale, one)  # means over neighbours
     found = []
     for states in among:
@@ -173,40 +181,52 @@ def calibrate(
             if min(is_known.sum(), (~is_known).sum()) >= FEWEST and len(states):
                 withheld.append(is_known)
                 left.append(states)
-        found = distances(some, mapped.alignment.full, mapped.bridged, frame, rng, left)
+        bridge = mapped.alignment.full
+        near = averaging(some, bridge, frame, rng)
+        found = distances(some, bridge, mapped.bridged, frame, near, left)
         pairs += list(zip(found, withheld, strict=True))
     return _fitted(pairs)
 
 
 def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Familiarity:
-    """Fit log odds to log distances; in each pair known and unknown cells weigh the same."""
+    """Fit log odds to how far cells are; in each pair known and unknown cells weigh the same."""
     if not pairs:
-        return Familiarity(np.zeros(2), np.nan)
-    log = np.log(np.maximum(np.concatenate([found for found, _ in pairs]), TINY))
+        return Familiarity(np.zeros(2), np.ones(2), np.nan, np.nan)
+    found = np.concatenate([apart for apart, _ in pairs])
     known = np.concatenate([is_known for _, is_known in pairs])
     weight = np.concatenate([np.where(k, 0.5 / k.sum(), 0.5 / (~k).sum()) for _, k in pairs])
-    weight *= len(known) / weight.sum()
-    use = np.ones(2, dtype=bool)
-    while True:
-        center, unit = log.mean(axis=0), np.maximum(log.std(axis=0), TINY)
-        model = LogisticRegression().fit(((log - center) / unit)[:, use], known, weight)
-        weights = np.zeros(2)
-        weights[use] = model.coef_[0] / unit[use]
-        if (weights <= 0).all() or use.sum() == 1:
-            break
-        use = np.arange(2) == weights.argmin()  # what is farther cannot be better known
-    weights = np.minimum(weights, 0)
-    return Familiarity(weights, float(model.intercept_[0] - weights @ center))
+    log = np.log(np.maximum(found[known], TINY))
+    center, unit = log.mean(axis=0), np.maximum(log.std(axis=0), TINY)
+    far = _far(found, center, unit)[:, None]
+    model = LogisticRegression().fit(far, known, weight * len(known) / weight.sum())
+    # What is farther cannot be better known.
+    slope = min(float(model.coef_[0, 0]), 0.0)
+    return Familiarity(center, unit, slope, float(model.intercept_[0]) if slope else 0.0)
 
 
-def _averaging(
-    x: Block, one: np.ndarray, bridge: AffineBridge, frame: Frame, rng: np.random.Generator
+def _far(distances: np.ndarray, center: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    far: np.ndarray = np.logaddexp.reduce(
+        (np.log(np.maximum(distances, TINY)) - center) / unit, axis=1
+    )
+    return far
+
+
+def averaging(
+    x: Block, bridge: AffineBridge, frame: Frame, rng: np.random.Generator
 ) -> sparse.csr_matrix:
     """Return the matrix that averages over each cell's neighbours in the sample's components.
 
     Components of its own tell a type apart that those of the reference do not.
+
+    Parameters
+    ----------
+    x, bridge, frame
+        As for `distances`.
+    rng
+        Chooses the cells among which neighbours are sought, where there are many.
     """
-    n = len(one)
+    n = x.shape[0]
+    one = np.zeros(n, dtype=np.intp)
     pool = np.sort(rng.permutation(n)[:POOL])
     n_near = min(NEIGHBOURS, len(pool))
     if min(x.shape) < 3:

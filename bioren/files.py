@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise type(error)(msg) from error
     try:
         yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut might leave less than was there before
         if path.exists():
             temporary.chmod(path.stat().st_mode)
         temporary.replace(path)

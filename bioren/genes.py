@@ -31,7 +31,8 @@ class MatchedGenes(NamedTuple):
     Attributes
     ----------
     query, reference
-        Their columns in the query, ascending, and in the reference; of one length.
+        Their columns in the query and in the reference, ascending in the latter, so that the
+        query's order makes no difference; of one length.
     """
 
     query: np.ndarray
@@ -92,6 +93,7 @@ def match_genes(
             "The mapping may be coarse: give all genes that were measured, not variable ones only."
         )
         warnings.warn(msg, stacklevel=2)
+    shared = shared[np.argsort(place[shared])]
     return MatchedGenes(shared, place[shared])
 
 

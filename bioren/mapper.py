@@ -12,24 +12,30 @@ import pandas as pd
 from bioren.alignment import Alignment, Removal
 from bioren.annotations import Batches
 from bioren.autoencoder import BridgeNetwork
-from bioren.blocks import Block, row_blocks, to_dense
+from bioren.blocks import Block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype
 from bioren.denoising import Denoiser
 from bioren.expression import ExpressionBridge
-from bioren.familiarity import Familiarity, distances
+from bioren.familiarity import Familiarity, averaging, calibrate, distances
 from bioren.genes import MatchedGenes
 from bioren.kept import embedding_of_kept, within_limits
 from bioren.label_transfer import LabelTransfer
 from bioren.mapping import Frame, map_sample, stack
 from bioren.messages import listed
 from bioren.moments import Moments
-from bioren.population import Population, moments_by_state
-from bioren.projection import gather_rows
-from bioren.states import ConditionalBridge
+from bioren.population import Population, moments_by_state, strata_of
+from bioren.shifts import TINY
+from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import embed_bridged
 
 __all__ = ["Mapped", "Mapper"]
+
+#: The turns in gene space look at so many cells of a sample.
+SKETCH = 2000
+
+#: Turns of states and bridge in the embedding that follow.
+EMBEDDED_TURNS = 2
 
 
 class Mapped(NamedTuple):
@@ -40,7 +46,7 @@ class Mapped(NamedTuple):
     embedding
         Shape ``(cells, n_latent)``, float32.
     corrected
-        Expression on the reference's scale of the genes in common, in the query's order.
+        Expression on the reference's scale of the genes in common, in the reference's order.
     score
         Probability that the reference holds the cell's type, shape ``(cells,)``; NaN where the
         reference was too small to learn it from.
@@ -114,6 +120,57 @@ class Mapper:
     removal: Removal
     labels: dict[str, LabelTransfer]
 
+    @classmethod
+    def fit(
+        cls,
+        population: Population,
+        network: BridgeNetwork,
+        states: ConditionalBridge,
+        denoiser: Denoiser,
+        removal: Removal,
+        *,
+        cells: tuple[Block, CellFacts, np.ndarray, np.ndarray],
+        rng: np.random.Generator,
+    ) -> Self:
+        """Keep what mapping needs, and learn on the reference's own cells what is far.
+
+        Parameters
+        ----------
+        population, network, states, denoiser, removal
+            See `Mapper`.
+        cells
+            Of the reference: log-expression of the variable genes, in memory; what is known of
+            them; their corrected embedding; their shares in the states.
+        rng
+            Chooses samples and cells, where there are many.
+        """
+        x, facts, full, share = cells
+        there, n_samples = population.in_reference, len(population.samples)
+        by_sample = Moments.by_group(full, facts.codes, n_samples, share)
+        bridged = population.bridged(population.variable)
+
+        def without(sample: int) -> Frame:
+            others = there & (np.arange(n_samples) != sample)
+            others = others if others.any() else there
+            return Frame(strata_of(bridged, others), states, by_sample[others].pooled())
+
+        def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
+            blocks = (
+                bridge.scale * to_dense(block) + bridge.shift for _, block in row_blocks(some)
+            )
+            return embed_bridged(network, blocks)
+
+        return cls(
+            population=population,
+            network=network,
+            states=states,
+            embedded=by_sample[there].pooled(),
+            denoiser=denoiser,
+            familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
+            removal=removal,
+            labels={},
+        )
+
     def map(
         self,
         x: Any,
@@ -143,12 +200,12 @@ class Mapper:
         score = np.empty(n_cells)
         alignments, moments = [], []
         seed = rng.integers(2**63)
+        shared = stacked([block[:, genes.query] for _, block in row_blocks(x)])
         for sample in range(len(batches.names)):
             cells = np.flatnonzero(batches.codes == sample)
-            some = gather_rows(x, cells)[:, genes.query]
             # The same numbers for each sample, so that none depends on how many there are.
             own = np.random.default_rng(seed)
-            found = self._map_sample(some, genes.reference, covariates[cells], own)
+            found = self._map_sample(shared[cells], genes.reference, covariates[cells], own)
             embedding[cells], corrected[cells], score[cells], alignment, by_state = found
             alignments.append(alignment)
             moments.append(by_state)
@@ -219,23 +276,36 @@ class Mapper:
         some = x[:, seen]
         detected = np.asarray((some != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
         frame = Frame(self.population.strata, self.states, self.embedded).of_genes(columns)
-        of_variable = frame.of_genes(seen)
+        of_variable = self._as_seen(frame.of_genes(seen), inputs)
+        # In gene space first, where a turn costs little.
+        sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
+        start = self.population.map_sample(some[sketch], columns[seen]).alignment
+        near = averaging(some, start.full, of_variable, rng)
+
+        def encode(bridge: AffineBridge) -> np.ndarray:
+            return embed_bridged(self.network, self._inputs(some, inputs, bridge))
 
         def score(bridge: AffineBridge, bridged: np.ndarray) -> np.ndarray:
-            apart = distances(some, bridge, bridged, of_variable, rng, [None])[0]
+            apart = distances(some, bridge, bridged, of_variable, near, [None])[0]
             return self.familiarity.score(apart)
 
+        weights = None
+        if self.familiarity.is_known:
+            weights = score(start.full, encode(start.full))
         mapped = map_sample(
             x,
             np.hstack([np.log1p(detected), covariates]),
             frame,
-            lambda bridge: embed_bridged(self.network, self._inputs(some, inputs, bridge)),
+            encode,
             variable=(some, seen),
             removal=self.removal,
-            familiar=None if np.isnan(self.familiarity.level) else score,
+            start=start.full,
+            weights=weights,
+            turns=EMBEDDED_TURNS,
         )
+        alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
+        placed = mapped.placed
         one = np.zeros(x.shape[0], dtype=np.intp)
-        alignment, placed = mapped.alignment, mapped.placed
         strength, limits = self.removal.strength, self.removal.max_removed
         d_max = np.inf if limits is None else limits[1]
 
@@ -259,6 +329,25 @@ class Mapper:
         corrected = expression.apply(x, one, placed.share)
         by_state = moments_by_state(x, one, 1, placed.share)
         return embedding, corrected, score(of_some.full, mapped.bridged), alignment, by_state
+
+    def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
+        """Return the frame with its states where, and as wide as, they are without other genes."""
+        everything = np.arange(len(self.population.variable))
+        if len(inputs) == len(everything):
+            return frame
+        by_state = self.population.strata.by_state.of_genes(self.population.variable)
+        squared = self.network.components.detach().cpu().numpy() ** 2
+        nothing = AffineBridge(np.ones((1, 1)), np.zeros((1, 1)))
+        (whole, width), (seen, seen_width) = (
+            (
+                embed_bridged(self.network, self._inputs(by_state.mean[:, of], of, nothing)),
+                by_state.m2[:, of] @ squared[of],
+            )
+            for of in (everything, inputs)
+        )
+        known = frame.embedded
+        m2 = known.m2 * seen_width / np.maximum(width, TINY)
+        return frame._replace(embedded=Moments(known.count, known.mean + seen - whole, m2))
 
     def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
         """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""

@@ -23,9 +23,6 @@ __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 #: States are sought so many times, with a better bridge each time.
 TURNS = 4
 
-#: Then so many times more, with cells counting as far as the reference knows them.
-FAMILIAR_TURNS = 2
-
 
 class Frame(NamedTuple):
     """What of a reference population a sample is mapped by.
@@ -79,7 +76,9 @@ def map_sample(
     *,
     variable: tuple[Any, np.ndarray],
     removal: Removal,
-    familiar: Callable[[AffineBridge, np.ndarray], np.ndarray] | None = None,
+    start: AffineBridge | None = None,
+    weights: np.ndarray | None = None,
+    turns: int = TURNS,
 ) -> MappedSample:
     """Map the cells of one sample.
 
@@ -98,22 +97,22 @@ def map_sample(
         their columns in it.
     removal
         How much of the effect is removed; states are sought where all of it is.
-    familiar
-        Returns how far the reference knows each cell, in [0, 1], from the bridge of the variable
-        genes and the embedding after it.  In turns of their own, cells then count so far: the
+    start
+        Bridge of the variable genes to begin with; None: expression as it is.
+    weights
+        How far each cell counts where the effects are found, in [0, 1], shape ``(cells,)``: the
         markers of a type that the reference lacks are no batch effect.
+    turns
+        Number of turns of states and bridge.
     """
     some, columns = variable
     of_some = frame.strata.of_genes(columns)
     one = np.zeros(x.shape[0], dtype=np.intp)
-    bridge = AffineBridge(np.ones((1, len(columns))), np.zeros((1, len(columns))))
+    nothing = AffineBridge(np.ones((1, len(columns))), np.zeros((1, len(columns))))
+    bridge = start or nothing
     overlaps: list[np.ndarray] = []
-    weights = None
-    turns = TURNS if familiar is None else TURNS + FAMILIAR_TURNS
     for turn in range(turns):
         bridged = encode(bridge)
-        if familiar is not None and turn == TURNS:
-            weights = familiar(bridge, bridged)
         placed = frame.states.place_newcomer(bridged, covariates, frame.embedded, weights)
         counted = placed.share if weights is None else placed.share * weights[:, None]
         # Before the last turn the bridge serves to find states, in the genes that tell them.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
-import torch
 
 import bioren
 from bioren import model_file
@@ -27,8 +26,7 @@ from bioren.annotations import (
     read_labels,
     read_shared_labels,
 )
-from bioren.autoencoder import BridgeNetwork
-from bioren.blocks import Block, row_blocks, to_dense
+from bioren.blocks import Block
 from bioren.bridge import AffineBridge
 from bioren.cells import (
     FEWEST_DIMENSIONS,
@@ -43,19 +41,12 @@ from bioren.cells import (
     target_sum,
 )
 from bioren.denoising import Denoiser, reliability
-from bioren.diagnosis import (
-    Diagnosis,
-    alone,
-    structure_removed,
-    warn_structure,
-)
+from bioren.diagnosis import Diagnosis, alone, structure_removed, warn_structure
 from bioren.expression import ExpressionBridge
-from bioren.familiarity import calibrate
 from bioren.genes import match_genes
 from bioren.kept import embedding_of_kept, within_limits
 from bioren.label_transfer import LabelTransfer
 from bioren.mapper import Mapped, Mapper
-from bioren.mapping import Frame
 from bioren.moments import Moments
 from bioren.population import (
     LEAST_CELLS,
@@ -63,20 +54,11 @@ from bioren.population import (
     Reference,
     moments_by_state,
     read_reference,
-    strata_of,
 )
 from bioren.projection import Projection, gather_rows
 from bioren.shifts import sample_sums
 from bioren.states import CellFacts, ConditionalBridge, default_n_states
-from bioren.training import (
-    Epoch,
-    TrainingOptions,
-    decode,
-    embed,
-    embed_bridged,
-    split,
-    train,
-)
+from bioren.training import Epoch, TrainingOptions, decode, embed, fit_network
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -240,7 +222,17 @@ class RenormAutoencoder:
         self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
         warn_apart(batches.names, self.alignment_)
 
-        self.network_, history = self._fit_network(variable, cells, facts.codes, in_reference, rng)
+        of_variable = self._of_variable
+        self.network_, history = fit_network(
+            variable,
+            facts.codes,
+            of_variable.samples,
+            of_variable.reference,
+            sizes=(self.n_latent, self.n_hidden),
+            in_reference=in_reference,
+            options=self.training,
+            rng=rng,
+        )
         self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
 
         z = embed(self.network_, variable, facts.codes)
@@ -254,7 +246,7 @@ class RenormAutoencoder:
             n_states=self._n_states(len(z)),
             strength=self.strength,
         )
-        of_variable, loadings = self._of_variable, self._loadings()
+        loadings = self._loadings()
         self.states_ = states.limited(
             lambda shifts: within_limits(shifts, of_variable, loadings, self._d_max)
         )
@@ -279,7 +271,15 @@ class RenormAutoencoder:
         self.expression_ = self._bridge_expression(by_state, in_reference)
         self.diagnosis_ = self._diagnose(variable, facts.codes, share)
         warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
-        self.mapper_ = self._mapper(population, variable, facts, full, share, rng)
+        self.mapper_ = Mapper.fit(
+            population,
+            self.network_,
+            self.states_,
+            self.denoiser_,
+            self._removal,
+            cells=(variable, facts, full, share),
+            rng=rng,
+        )
         return self
 
     @property
@@ -350,9 +350,8 @@ class RenormAutoencoder:
             one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
         )
         x = read_matrix(adata, layer)
-        if not self.signed_:
-            check_log_scale(x)
-            check_same_sum(x, population.target_sum)
+        check_log_scale(x)
+        check_same_sum(x, population.target_sum)
         covariates = read_covariates(adata, self.covariates_)
         return self.mapper_.map(x, genes, batches, covariates, np.random.default_rng(0))
 
@@ -491,36 +490,6 @@ class RenormAutoencoder:
             state = f"published, {state}" if self.population_.published else f"fitted on {state}"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
 
-    def _fit_network(
-        self,
-        x: Block,
-        cells: Cells,
-        codes: np.ndarray,
-        in_reference: np.ndarray | None,
-        rng: np.random.Generator,
-    ) -> tuple[BridgeNetwork, list[Epoch]]:
-        """Train from the principal components of the training cells; `x` is the variable genes."""
-        samples = self.alignment_.samples.of_genes(cells.variable)
-        population = self.alignment_.reference.of_genes(cells.variable)
-        bridges = self.alignment_.full[:, cells.variable]
-
-        def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
-            found = Projection.fit(x[rows], codes[rows], bridges, population.mean, most, rng)
-            return found.loadings
-
-        training, held_out = split(len(codes), self.training.held_out, rng)
-        start = components(training, self.n_latent)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            network = BridgeNetwork(len(start), len(samples.count), start.shape[1], self.n_hidden)
-        network.start_from(samples, population, start, in_reference)
-        history = train(network, x, codes, (training, held_out), self.training, rng)
-        if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
-            # Training does not help here, so that no cell need be held out of the components.
-            everything = components(slice(None), start.shape[1])
-            network.start_from(samples, population, everything, in_reference)
-        return network, history
-
     def _align(
         self,
         cells: Cells,
@@ -589,42 +558,6 @@ class RenormAutoencoder:
             in_reference=in_reference,
             strength=self.strength,
             most=self._d_max * np.where(spread > 0, spread, 1.0),
-        )
-
-    def _mapper(
-        self,
-        population: Population,
-        x: Block,
-        facts: CellFacts,
-        full: np.ndarray,
-        share: np.ndarray,
-        rng: np.random.Generator,
-    ) -> Mapper:
-        """Keep what mapping needs, and learn on the model's own cells what is far."""
-        there, n_samples = population.in_reference, len(population.samples)
-        by_sample = Moments.by_group(full, facts.codes, n_samples, share)
-        bridged = population.bridged(population.variable)
-
-        def without(sample: int) -> Frame:
-            others = there & (np.arange(n_samples) != sample)
-            others = others if others.any() else there
-            return Frame(strata_of(bridged, others), self.states_, by_sample[others].pooled())
-
-        def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
-            blocks = (
-                bridge.scale * to_dense(block) + bridge.shift for _, block in row_blocks(some)
-            )
-            return embed_bridged(self.network_, blocks)
-
-        return Mapper(
-            population=population,
-            network=self.network_,
-            states=self.states_,
-            embedded=by_sample[there].pooled(),
-            denoiser=self.denoiser_,
-            familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
-            removal=self._removal,
-            labels={},
         )
 
     def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:

@@ -57,12 +57,14 @@ def publish(
     mapper = model.mapper_
     population, states = mapper.population.reduced(min_cells)
     whole = mapper.network
-    network = BridgeNetwork(*_sizes(whole, n_samples=1))
+    network = _new_network(*_sizes(whole, n_samples=1))
     own = network.state_dict()
     shared = {k: v for k, v in whole.state_dict().items() if not k.startswith(OF_SAMPLES)}
     network.load_state_dict(own | shared)
+    labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
     reduced = replace(
         mapper,
+        labels={key: transfer for key, transfer in labels.items() if transfer is not None},
         population=population,
         network=network,
         states=mapper.states.without_samples(states),
@@ -70,7 +72,7 @@ def publish(
         denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
     )
     about, arrays = _contents(_with_mapper(model, reduced))
-    about["labels"] = []  # some may be those of a few cells, and mapping needs none
+    about["labels"] = None  # some may be those of a few cells, and mapping needs none
     write(path, KIND, about, arrays, overwrite=overwrite)
 
 
@@ -89,7 +91,7 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
     """Return what every model's file holds."""
     mapper = model.mapper_
     about, of_population = mapper.population.contents()
-    removed, key = model.max_removed, model.batch_key_
+    removed, key, known = model.max_removed, model.batch_key_, mapper.familiarity
     about |= {
         "n_latent": int(model.n_latent),
         "n_hidden": int(model.n_hidden),
@@ -100,12 +102,14 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
         "batch_key": key if isinstance(key, str) else list(key),
         "layer": model.layer_,
         "labels_key": model.labels_key_,
-        "labels": list(model.labels_ or []),
+        "labels": None if model.labels_ is None else list(model.labels_),
         "covariates": list(model.covariates_),
         "signed": bool(model.signed_),
         "n_rounds": len(mapper.states.rounds),
         "width": mapper.states.width,
-        "familiarity": None if math.isnan(mapper.familiarity.level) else mapper.familiarity.level,
+        "knows": known.is_known,
+        "slope": known.slope if known.is_known else None,
+        "level": known.level if known.is_known else None,
         "transfers": [[key, transfer.names] for key, transfer in mapper.labels.items()],
     }
     arrays = {f"population/{name}": array for name, array in of_population.items()}
@@ -120,10 +124,12 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
     arrays |= {
         "denoiser/centers": mapper.denoiser.centers,
         "denoiser/reliability": mapper.denoiser.reliability,
-        "familiarity/weights": mapper.familiarity.weights,
+        "familiarity/center": known.center,
+        "familiarity/unit": known.unit,
     }
     for i, transfer in enumerate(mapper.labels.values()):
-        arrays |= {f"labels/{i}/weights": transfer.weights, f"labels/{i}/level": transfer.level}
+        parts = {"weights": transfer.weights, "level": transfer.level, "cells": transfer.cells}
+        arrays |= _named(f"labels/{i}", parts)
     return about, arrays
 
 
@@ -185,7 +191,8 @@ def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencode
         _maybe_text(stored, "layer"),
         _maybe_text(stored, "labels_key"),
     )
-    model.labels_, model.covariates_ = stored.names("labels"), stored.texts("covariates")
+    model.labels_ = None if about["labels"] is None else stored.names("labels")
+    model.covariates_ = stored.texts("covariates")
     if not isinstance(about["signed"], bool):
         raise ValueError("'signed' should be true or false.")
     model.signed_ = about["signed"]
@@ -270,7 +277,7 @@ def _network(
     n_hidden = stored.array("encoder.0.weight", None, n_genes).shape[0]
     if n_hidden != model.n_hidden:
         raise ValueError("The network's width is not that of its settings.")
-    network = BridgeNetwork(n_genes, n_samples, dims, n_hidden)
+    network = _new_network(n_genes, n_samples, dims, n_hidden)
     state = {}
     for name, tensor in network.state_dict().items():
         array = stored.array(name, *tensor.shape, kind="f" if tensor.is_floating_point() else "i")
@@ -305,22 +312,34 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
 
 
 def _familiarity(stored: Stored) -> Familiarity:
-    weights = stored.array("familiarity/weights", 2)
-    known = stored.about["familiarity"] is not None
-    level = stored.number("familiarity", -math.inf) if known else math.nan
-    return Familiarity(weights, level)
+    center, unit = stored.array("familiarity/center", 2), stored.array("familiarity/unit", 2)
+    if not isinstance(stored.about["knows"], bool) or (unit <= 0).any():
+        raise ValueError("What the mapping score was learned from does not fit together.")
+    if not stored.about["knows"]:
+        return Familiarity(center, unit, math.nan, math.nan)
+    slope = stored.number("slope", -math.inf, 0)
+    return Familiarity(center, unit, slope, stored.number("level", -math.inf))
 
 
 def _transfers(stored: Stored, dims: int) -> dict[str, LabelTransfer]:
-    found = {}
+    found: dict[str, LabelTransfer] = {}
     for i, (key, names) in enumerate(stored.about["transfers"]):
-        if not names or not all(isinstance(name, str) for name in (key, *names)):
-            raise ValueError("The labels that are carried over have no names.")
-        part = stored.part(f"labels/{i}")
+        part = stored.part(f"labels/{i}")._replace(about={"key": key, "labels": names})
+        if part.text("key") in found or not part.names("labels"):
+            raise ValueError("The labels that are carried over have no names, or one name twice.")
         found[key] = LabelTransfer(
-            names, part.array("weights", dims, len(names)), part.array("level", len(names))
+            names,
+            part.array("weights", dims, len(names)),
+            part.array("level", len(names)),
+            part.array("cells", len(names), kind="i"),
         )
     return found
+
+
+def _new_network(n_genes: int, n_samples: int, dims: int, n_hidden: int) -> BridgeNetwork:
+    """Return a network to be filled; the caller's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        return BridgeNetwork(n_genes, n_samples, dims, n_hidden)
 
 
 def _sizes(network: BridgeNetwork, *, n_samples: int) -> tuple[int, int, int, int]:

@@ -117,17 +117,6 @@ class Population:
         """Return the reference by state: composition, levels and variances on its own scale."""
         return strata_of(self.bridged(), self.in_reference)
 
-    @cached_property
-    def frame(self) -> Frame:
-        """Return what samples are mapped by in gene space alone."""
-        strata = self.strata.of_genes(self.variable)
-        center = strata.whole().mean
-        level = strata.by_state
-        embedded = Moments(
-            level.count, (level.mean - center) @ self.components, level.m2 @ self.components**2
-        )
-        return Frame(self.strata, frozen_states(embedded.mean), embedded)
-
     def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
         scale, shift = self.bridges.scale[:, None, genes], self.bridges.shift[:, None, genes]
@@ -210,13 +199,19 @@ class Population:
         present = place[self.variable] >= 0
         seen = place[self.variable[present]]
         some = x[:, seen]
-        center = self.strata.whole().mean[self.variable[present]]
-        projection = Projection(center, self.components[present])
+        # The states are where these genes put them: the others would shift the sample's cells.
+        strata, components = self.strata.of_genes(columns), self.components[present]
+        of_some = strata.of_genes(seen)
+        center, level = of_some.whole().mean, of_some.by_state
+        embedded = Moments(
+            level.count, (level.mean - center) @ components, level.m2 @ components**2
+        )
+        projection = Projection(center, components)
         one = np.zeros(x.shape[0], dtype=np.intp)
         return map_sample(
             x,
             None,
-            self.frame.of_genes(columns),
+            Frame(strata, frozen_states(embedded.mean), embedded),
             lambda bridge: projection.apply(some, one, bridge),
             variable=(some, seen),
             removal=removal or Removal(),
@@ -376,14 +371,10 @@ class Population:
             raise ValueError(msg)
         some = self._of_samples(told)
         strata = some.strata.of_states(states)
-        # Counts that carry the composition, in which each sample weighed the same.
-        count = strata.composition * strata.by_state.count.sum()
-        variance = strata.by_state.var()
-        pooled = Moments(count, strata.by_state.mean, variance * count[:, None])
         shared = replace(
             self,
             samples=[POOLED],
-            by_state=_single(pooled[None]),
+            by_state=_single(strata.by_state[None]),
             bridges=_identity(1, len(self.genes)),
             in_reference=np.ones(1, dtype=bool),
             published={name: int(n) for name, n in some.cells.items()},
@@ -419,7 +410,10 @@ class Population:
             It is damaged, was changed, is of a newer format, or something else.
         """
         stored = read(path, (KIND, "model"))
-        return cls.from_stored(stored if stored.kind == KIND else stored.part(KIND))
+        try:
+            return cls.from_stored(stored if stored.kind == KIND else stored.part(KIND))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_stored(cls, stored: Stored) -> Self:
@@ -442,9 +436,24 @@ class Population:
             raise ValueError("The positions of the variable genes do not fit the genes.")
         if (count < 0).any() or (m2 < 0).any() or not in_reference.any() or 0 in shape:
             raise ValueError("The population holds negative counts or variances, or no reference.")
+        if not (count.sum(axis=1) > 1e-3).all():
+            raise ValueError("The population holds samples without cells.")
         scale = stored.array("scale", n_samples, n_genes)
         if (scale <= 0).any():
             raise ValueError("The population holds bridges whose scale is not positive.")
+        components = stored.array("components", len(variable), None)
+        if components.shape[1] == 0 or (np.abs(components) > 1.01).any():
+            raise ValueError("The components of the population are not orthonormal.")
+        recipe = stored.mapping("recipe")
+        if recipe.get("target_sum") is not None:
+            stored._replace(about=recipe).number("target_sum", 0)
+        published = None
+        if stored.about.get("published") is not None:
+            published = stored.mapping("published")
+            cells = stored._replace(about=published)
+            published = {name: cells.integer(name, 1) for name in published}
+            if not published:
+                raise ValueError("The population was published without samples.")
         return cls(
             genes=pd.Index(genes),
             samples=samples,
@@ -452,9 +461,9 @@ class Population:
             bridges=AffineBridge(scale, stored.array("shift", n_samples, n_genes)),
             in_reference=in_reference,
             variable=variable,
-            components=stored.array("components", len(variable), None),
-            recipe=stored.mapping("recipe"),
-            published=stored.mapping("published") if stored.about.get("published") else None,
+            components=components,
+            recipe=recipe,
+            published=published,
         )
 
     def contents(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -487,10 +496,7 @@ class Population:
         )
 
     def _compared(self, in_reference: np.ndarray) -> Self:
-        stored = self.by_state
-        # In single precision the shifts' equations, singular up to 1e-9, would have no solution.
-        by_state = Moments(*(np.float64(of) for of in (stored.count, stored.mean, stored.m2)))
-        alignment = compare(standardize(by_state, in_reference), Removal())
+        alignment = compare(standardize(self.by_state, in_reference), Removal())
         return replace(self, bridges=alignment.full, in_reference=in_reference)
 
     def _named(self, samples: str | Sequence[str]) -> np.ndarray:

@@ -116,6 +116,8 @@ def standardize(
     """
     n_samples = len(by_state.count)
     in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
+    # In double precision: what ties samples is told from rounding.
+    by_state = Moments(by_state.count.astype(np.float64), by_state.mean, by_state.m2)
     cells = by_state.count.sum(axis=1)  # samples
     composition = (by_state.count / np.maximum(cells, TINY)[:, None])[in_reference].mean(axis=0)
 

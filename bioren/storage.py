@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from bioren.files import whole_file
 
-__all__ = ["FORMAT_VERSION", "Stored", "digest", "read", "write"]
+__all__ = ["FORMAT_VERSION", "LARGEST", "Stored", "digest", "read", "write"]
 
 #: Of the files that are written.  A change that older versions cannot read raises it by one;
 #: older files stay readable, and `tests/formats` keeps one of each version.
@@ -186,10 +186,12 @@ def write(
         "about": about,
     }
     with whole_file(Path(path), overwrite=overwrite) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(arrays, temporary, metadata={ENTRY: _json(header)})
         except SafetensorError as error:  # such as a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+        temporary.chmod(mode)  # safetensors puts a file there that nobody else may read
 
 
 def read(path: str | Path, kinds: Sequence[str]) -> Stored:
@@ -264,7 +266,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def _in_range(array: np.ndarray) -> bool:
-    return array.dtype.kind != "f" or bool((np.abs(array) <= LARGEST).all())
+    return array.dtype.kind != "f" or float(np.abs(array).max(initial=0)) <= LARGEST
 
 
 def _json(value: Any) -> str:

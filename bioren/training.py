@@ -19,8 +19,20 @@ from tqdm import tqdm
 
 from bioren.autoencoder import BridgeNetwork
 from bioren.blocks import Block, as_block, to_dense
+from bioren.bridge import AffineBridge
+from bioren.moments import Moments
+from bioren.projection import Projection
 
-__all__ = ["Epoch", "TrainingOptions", "decode", "embed", "split", "train"]
+__all__ = [
+    "Epoch",
+    "TrainingOptions",
+    "decode",
+    "embed",
+    "embed_bridged",
+    "fit_network",
+    "split",
+    "train",
+]
 
 #: Cells per step where nothing is learned.
 LARGE_BATCH = 4096
@@ -78,6 +90,62 @@ class Epoch(NamedTuple):
     epoch: int
     training: float
     held_out: float
+
+
+def fit_network(
+    x: Block,
+    codes: np.ndarray,
+    samples: Moments,
+    reference: Moments,
+    *,
+    sizes: tuple[int, int],
+    in_reference: np.ndarray | None,
+    options: TrainingOptions,
+    rng: np.random.Generator,
+) -> tuple[BridgeNetwork, list[Epoch]]:
+    """Train a network from the principal components of the training cells.
+
+    Parameters
+    ----------
+    x, codes
+        As for `train`.
+    samples, reference
+        Moments between which the bridge leads, groups ``(samples,)`` and ``()``.
+    sizes
+        Dimensions of the embedding, at most, and width of the hidden layers.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+    options
+        See `TrainingOptions`.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    network
+        As it was in its best epoch, which may be the start.
+    history
+        See `train`.
+    """
+    most, n_hidden = sizes
+    bridges = AffineBridge.between(samples, reference)
+
+    def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
+        found = Projection.fit(x[rows], codes[rows], bridges, reference.mean, most, rng)
+        return found.loadings
+
+    training, held_out = split(len(codes), options.held_out, rng)
+    start = components(training, most)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        network = BridgeNetwork(len(start), len(samples.count), start.shape[1], n_hidden)
+    network.start_from(samples, reference, start, in_reference)
+    history = train(network, x, codes, (training, held_out), options, rng)
+    if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
+        # Training does not help here, so that no cell need be held out of the components.
+        everything = components(slice(None), start.shape[1])
+        network.start_from(samples, reference, everything, in_reference)
+    return network, history
 
 
 def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

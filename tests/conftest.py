@@ -1,6 +1,9 @@
 import os
 from pathlib import Path
 
+# Before anything imports numba: it resets the threads of torch, which then wait for one another.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
 import pytest
 import torch
 from simulation import simulate
