@@ -24,7 +24,7 @@ from bioren.label_transfer import LabelTransfer
 from bioren.mapping import Frame, map_sample, stack
 from bioren.messages import listed
 from bioren.moments import Moments
-from bioren.population import Population, moments_by_state, strata_of
+from bioren.population import Population, strata_of
 from bioren.shifts import TINY
 from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import embed_bridged
@@ -280,18 +280,10 @@ class Mapper:
         # In gene space first, where a turn costs little.
         sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
         start = self.population.map_sample(some[sketch], columns[seen]).alignment
-        near = averaging(some, start.full, of_variable, rng)
 
         def encode(bridge: AffineBridge) -> np.ndarray:
             return embed_bridged(self.network, self._inputs(some, inputs, bridge))
 
-        def score(bridge: AffineBridge, bridged: np.ndarray) -> np.ndarray:
-            apart = distances(some, bridge, bridged, of_variable, near, [None])[0]
-            return self.familiarity.score(apart)
-
-        weights = None
-        if self.familiarity.is_known:
-            weights = score(start.full, encode(start.full))
         mapped = map_sample(
             x,
             np.hstack([np.log1p(detected), covariates]),
@@ -300,7 +292,6 @@ class Mapper:
             variable=(some, seen),
             removal=self.removal,
             start=start.full,
-            weights=weights,
             turns=EMBEDDED_TURNS,
         )
         alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
@@ -327,8 +318,9 @@ class Mapper:
             most=d_max * np.where(spread > 0, spread, 1.0),
         )
         corrected = expression.apply(x, one, placed.share)
-        by_state = moments_by_state(x, one, 1, placed.share)
-        return embedding, corrected, score(of_some.full, mapped.bridged), alignment, by_state
+        near = averaging(some, of_some.full, of_variable, rng)
+        apart = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
+        return embedding, corrected, self.familiarity.score(apart), alignment, mapped.by_state
 
     def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
         """Return the frame with its states where, and as wide as, they are without other genes."""

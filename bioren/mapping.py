@@ -58,8 +58,7 @@ class MappedSample(NamedTuple):
     placed
         The cells in their states, after what still differed within them was shifted away.
     by_state
-        Groups ``(1, states)``: its moments as measured, each cell counting as far as it did where
-        the effects were found.
+        Groups ``(1, states)``: its moments as measured.
     """
 
     alignment: Alignment
@@ -77,7 +76,6 @@ def map_sample(
     variable: tuple[Any, np.ndarray],
     removal: Removal,
     start: AffineBridge | None = None,
-    weights: np.ndarray | None = None,
     turns: int = TURNS,
 ) -> MappedSample:
     """Map the cells of one sample.
@@ -99,9 +97,6 @@ def map_sample(
         How much of the effect is removed; states are sought where all of it is.
     start
         Bridge of the variable genes to begin with; None: expression as it is.
-    weights
-        How far each cell counts where the effects are found, in [0, 1], shape ``(cells,)``: the
-        markers of a type that the reference lacks are no batch effect.
     turns
         Number of turns of states and bridge.
     """
@@ -113,11 +108,10 @@ def map_sample(
     overlaps: list[np.ndarray] = []
     for turn in range(turns):
         bridged = encode(bridge)
-        placed = frame.states.place_newcomer(bridged, covariates, frame.embedded, weights)
-        counted = placed.share if weights is None else placed.share * weights[:, None]
+        placed = frame.states.place_newcomer(bridged, covariates, frame.embedded)
         # Before the last turn the bridge serves to find states, in the genes that tell them.
         last = turn == turns - 1
-        by_state = Moments.by_group(x if last else some, one, 1, counted)
+        by_state = Moments.by_group(x if last else some, one, 1, placed.share)
         strata = frame.strata if last else of_some
         alignment = compare(standardize_onto(by_state, strata), removal)
         bridge = alignment.full

@@ -322,7 +322,6 @@ class ConditionalBridge:
         z: np.ndarray,
         covariates: np.ndarray | None,
         reference: Moments,
-        weights: np.ndarray | None = None,
     ) -> Newcomer:
         """Place a sample that the bridge was not fitted on.
 
@@ -337,8 +336,6 @@ class ConditionalBridge:
             As in `fit`.
         reference
             Groups ``(states,)``: the reference's cells in the corrected embedding.
-        weights
-            How far each cell counts where the shifts are found, in [0, 1], shape ``(cells,)``.
         """
         one = np.zeros(len(z), dtype=np.intp)
         facts = CellFacts(one, covariates)
@@ -348,8 +345,7 @@ class ConditionalBridge:
         moved = z
         for _ in range(StateOptions().rounds):
             share = _responsibilities(moved, one, last.centers, even, None, self.width)
-            counted = share if weights is None else share * weights[:, None]
-            shifts = shifts_onto(z, counted, reference, StateOptions().prior_cells)[None]
+            shifts = shifts_onto(z, share, reference, StateOptions().prior_cells)[None]
             levels = _levels(covariates, share)[None]
             step = Round(last.centers, even, shifts, last.slopes, levels)
             before, moved = moved, _moved(z, one, covariates, share, step)

@@ -217,7 +217,7 @@ def test_each_type_scores_low_where_it_is_held_out(missing):
     values, _ = score(model, query)
     known = (query.obs["type"] != f"type{missing}").to_numpy()
     assert roc_auc_score(known, values) > 0.95
-    assert values[~known].mean() < min(0.2, values[known].mean() - 0.3)
+    assert values[~known].mean() < min(0.2, 0.5 * values[known].mean())
 
 
 def test_the_samples_score_is_the_mean_of_its_cells(model):
