@@ -19,6 +19,7 @@ from bioren.projection import Projection, gather_rows
 from bioren.shifts import sample_sums
 from bioren.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
 from bioren.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.strata import TABLE_ENTRIES
 
 __all__ = [
     "MAX_REMOVED",
@@ -29,9 +30,6 @@ __all__ = [
     "compare",
     "warn_apart",
 ]
-
-#: Entries of a table samples x states x genes: 256 MiB, of which a handful exist at once.
-TABLE_ENTRIES = 2**25
 
 #: States are sought among so many cells; all cells are then compared within them.
 SKETCH = 5000

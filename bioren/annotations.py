@@ -64,7 +64,8 @@ class Batches(NamedTuple):
         if unknown or not wanted:
             msg = (
                 f"reference={reference!r} must name samples of obs[{self.key!r}]: "
-                f"{listed(self.names)}. None stands for all of them."
+                f"{listed(self.names)}. None stands for all of them; a population is named by its "
+                "file, and there is no such file."
             )
             raise ValueError(msg)
         return np.isin(self.names, wanted)
@@ -131,9 +132,9 @@ def read_batches(
     return Batches(batch_key, list(names), _positions(found, names)[codes])
 
 
-def one_sample(adata: AnnData, name: str = "query") -> Batches:
+def one_sample(adata: AnnData, key: str = "bioren_sample", name: str = "query") -> Batches:
     """Return all cells as one sample."""
-    return Batches("", [name], np.zeros(adata.n_obs, dtype=np.int64))
+    return Batches(key, [name], np.zeros(adata.n_obs, dtype=np.int64))
 
 
 def read_labels(

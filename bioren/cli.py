@@ -167,8 +167,8 @@ def integrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write what others need to map their samples, and nothing told by fewer than 10 "
-            "cells.",
+            help="Write what others need to map their samples, without moments, names or labels of "
+            "fewer than 10 cells.",
         ),
     ] = None,
     learn: Annotated[
@@ -216,7 +216,11 @@ def integrate(
         ):
             adata = _read(source, say)
             key = batch_key[0] if len(batch_key) == 1 else batch_key
-            _prepare(adata, key, layer, genes, say)
+            from bioren.annotations import read_labels
+
+            for labels_key in learn or []:
+                read_labels(adata, labels_key)  # before the work of fitting
+            _prepare(adata, key, layer, genes, say, single=bool(models or reference))
             say("comparing samples within cell states, then training while it helps")
             fitted = Path(folder) / "model" if models else None
             bioren.tl.integrate(
@@ -309,6 +313,8 @@ def map_query(
             typer.echo(text)
 
     with _clear_errors(quiet), _targets(source, [target], overwrite=overwrite) as paths:
+        if _same_file(reference, target):
+            raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
         say(f"{reference}: {model.population_}")
         adata = _read(source, say)
@@ -318,10 +324,8 @@ def map_query(
         bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
         n_genes = int(adata.var["bioren_mapped"].sum())
         say(f"{n_genes:,} of its genes are among the reference's {len(model.genes_):,}")
-        mapping = adata.uns["bioren"]["mapping"]
-        for name, score in zip(
-            adata.uns["bioren"]["samples"], mapping["mapping_score"], strict=True
-        ):
+        record = adata.uns["bioren"]
+        for name, score in zip(record["samples"], record["mapping_score"], strict=True):
             say(f"{name}: mapping score {score:.2f}")
         adata.write_h5ad(paths[target])
     say(f"{target} written")
@@ -485,13 +489,19 @@ def _normalize(adata: AnnData, say: Callable[[str], None], target_sum: float | N
 
 
 def _prepare(
-    adata: AnnData, batch_key: BatchKey, layer: str | None, genes: int, say: Callable[[str], None]
+    adata: AnnData,
+    batch_key: BatchKey,
+    layer: str | None,
+    genes: int,
+    say: Callable[[str], None],
+    *,
+    single: bool = False,
 ) -> None:
     from bioren.annotations import read_batches
     from bioren.cells import looks_like_counts, read_cells
     from bioren.recipe import mark_variable_genes
 
-    samples = read_batches(adata, batch_key).names
+    samples = read_batches(adata, batch_key, single=single).names
     cells = read_cells(adata, layer)
     say(f"{len(samples)} samples in obs[{batch_key!r}]")
     if layer is None:

@@ -19,15 +19,9 @@ from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype, scale_rows
 from bioren.moments import Moments
 from bioren.shifts import TINY, mixed, squared_errors
-from bioren.standardization import Strata
+from bioren.strata import PRIOR_CELLS, TABLE_ENTRIES, Strata
 
 __all__ = ["ExpressionBridge"]
-
-#: Entries of a table samples x states x genes that is held in double precision.
-TABLE_ENTRIES = 2**25
-
-#: A state in which a sample has so many cells counts half.
-PRIOR_CELLS = 10.0
 
 
 @dataclass(frozen=True)

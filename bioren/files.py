@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+__all__ = ["check_target", "whole_file"]
+
+
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that could not be written, before any work is done; see `whole_file`."""
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder: name a file in it.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already.")
+    parent = path.resolve().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"{parent} is not a folder: make it first, or choose another.")
 
 
 @contextmanager
@@ -26,13 +37,8 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     OSError
         The folder does not exist or cannot be written.
     """
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder: name a file in it.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already.")
+    check_target(path, overwrite=overwrite)
     path = path.resolve()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a folder: make it first, or choose another.")
     temporary = path.with_name(f".bioren-{secrets.token_hex(4)}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)

@@ -24,15 +24,19 @@ from bioren.label_transfer import LabelTransfer
 from bioren.mapping import Frame, map_sample, stack
 from bioren.messages import listed
 from bioren.moments import Moments
-from bioren.population import Population, strata_of
+from bioren.population import Population
 from bioren.shifts import TINY
 from bioren.states import CellFacts, ConditionalBridge
+from bioren.strata import strata_of
 from bioren.training import embed_bridged
 
 __all__ = ["Mapped", "Mapper"]
 
 #: The turns in gene space look at so many cells of a sample.
 SKETCH = 2000
+
+#: Distances are means over neighbours: in smaller samples they are not comparable.
+FEWEST_TO_JUDGE = 5
 
 #: Turns of states and bridge in the embedding that follow.
 EMBEDDED_TURNS = 2
@@ -49,18 +53,19 @@ class Mapped(NamedTuple):
         Expression on the reference's scale of the genes in common, in the reference's order.
     score
         Probability that the reference holds the cell's type, shape ``(cells,)``; NaN where the
-        reference was too small to learn it from.
+        reference was too small to learn it from, and in samples of fewer than five cells.
     labels
         Per kind of label the most probable one of each cell, and its probability.
     samples
-        A row per sample: ``cells``; ``mapping_score``, the mean of its cells;
-        ``overlap_before`` and ``overlap``, the share of it in states of the reference.
+        A row per sample: ``cells``, and ``mapping_score``, the mean of its cells.
     genes
         Which genes are in common.
     alignment
         Effects and bridges of the samples against the reference; the genes in common.
     by_state
         Moments of each sample as measured, groups ``(samples, states)``.
+    reference
+        The population that it was mapped onto.
     """
 
     embedding: np.ndarray
@@ -71,6 +76,7 @@ class Mapped(NamedTuple):
     genes: MatchedGenes
     alignment: Alignment
     by_state: Moments
+    reference: Population
 
     def expression(self, x: Any) -> np.ndarray:
         """Return the corrected expression of all genes of a query, those not in common as in `x`.
@@ -217,18 +223,25 @@ class Mapper:
         counts = np.bincount(batches.codes, minlength=len(batches.names))
         by_sample = pd.Series(score).groupby(batches.codes).mean()
         samples = pd.DataFrame(
-            {
-                "cells": counts,
-                "mapping_score": by_sample.to_numpy(),
-                "overlap_before": alignment.overlap_before,
-                "overlap": alignment.overlap,
-            },
+            {"cells": counts, "mapping_score": by_sample.to_numpy()},
             index=pd.Index(batches.names, name="sample"),
         )
         by_state = Moments.stacked(moments)
-        return Mapped(embedding, corrected, score, labels, samples, genes, alignment, by_state)
+        return Mapped(
+            embedding,
+            corrected,
+            score,
+            labels,
+            samples,
+            genes,
+            alignment,
+            by_state,
+            self.population,
+        )
 
-    def add(self, mapped: Mapped, names: list[str] | None = None) -> Self:
+    def add(
+        self, mapped: Mapped, names: list[str] | None = None, *, in_reference: bool | None = None
+    ) -> Self:
         """Return the mapper whose population holds the samples of a query as well.
 
         Genes that the query lacks are taken to be as the reference expects them.
@@ -239,12 +252,17 @@ class Mapper:
             The query, mapped.
         names
             Of its samples, new ones; None: as they were in the query.
+        in_reference
+            See `Population.add`.
 
         Raises
         ------
         ValueError
-            The population has a sample of that name, or the names are not one per sample.
+            The population has a sample of that name, or the names are not one per sample; or the
+            query was mapped onto another reference.
         """
+        if not self.population.has_states_of(mapped.reference):
+            raise ValueError("The query was mapped onto another reference: map it onto this one.")
         own = list(mapped.samples.index)
         names = own if names is None else names
         if len(names) != len(own):
@@ -262,7 +280,7 @@ class Mapper:
             bridge = AffineBridge(np.ones(n_genes), np.zeros(n_genes))
             full = mapped.alignment.full
             bridge.scale[genes], bridge.shift[genes] = full.scale[row], full.shift[row]
-            population = population.add(name, expected, bridge)
+            population = population.add(name, expected, bridge, in_reference=in_reference)
         return replace(self, population=population)
 
     def _map_sample(
@@ -318,9 +336,12 @@ class Mapper:
             most=d_max * np.where(spread > 0, spread, 1.0),
         )
         corrected = expression.apply(x, one, placed.share)
-        near = averaging(some, of_some.full, of_variable, rng)
-        apart = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
-        return embedding, corrected, self.familiarity.score(apart), alignment, mapped.by_state
+        score = np.full(x.shape[0], np.nan)
+        if x.shape[0] >= FEWEST_TO_JUDGE:
+            near = averaging(some, of_some.full, of_variable, rng)
+            apart = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
+            score = self.familiarity.score(apart)
+        return embedding, corrected, score, alignment, mapped.by_state
 
     def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
         """Return the frame with its states where, and as wide as, they are without other genes."""

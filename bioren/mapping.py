@@ -15,8 +15,9 @@ import numpy as np
 from bioren.alignment import Alignment, Removal, compare
 from bioren.bridge import AffineBridge
 from bioren.moments import Moments
-from bioren.standardization import Strata, standardize_onto
+from bioren.standardization import standardize_onto
 from bioren.states import ConditionalBridge, Newcomer
+from bioren.strata import Strata
 
 __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 

@@ -48,16 +48,12 @@ from bioren.kept import embedding_of_kept, within_limits
 from bioren.label_transfer import LabelTransfer
 from bioren.mapper import Mapped, Mapper
 from bioren.moments import Moments
-from bioren.population import (
-    LEAST_CELLS,
-    Population,
-    Reference,
-    moments_by_state,
-    read_reference,
-)
+from bioren.population import LEAST_CELLS, Population
 from bioren.projection import Projection, gather_rows
+from bioren.reference import Reference, read_reference
 from bioren.shifts import sample_sums
 from bioren.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.strata import moments_by_state
 from bioren.training import Epoch, TrainingOptions, decode, embed, fit_network
 
 if TYPE_CHECKING:
@@ -90,8 +86,9 @@ class RenormAutoencoder:
     strength
         Share of each batch effect that is removed, in [0, 1].
     max_removed
-        ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max`` or shifted by
-        more than ``d_max`` standard deviations; None: no such limit.
+        ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max``, and none has its
+        mean shifted by more than ``d_max`` standard deviations, apart from what the
+        rescaling does; None: no such limit.
     rng
         Seed; the same seed gives the same result on the same machine.
     training
@@ -197,89 +194,19 @@ class RenormAutoencoder:
             The values look like counts or are not finite; the labels cannot be samples; a
             setting is out of range; a covariate has no finite numbers; a sample has no control.
         """
-        check_strength(self.strength)
-        if self.n_latent < FEWEST_DIMENSIONS:
-            msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
-            raise ValueError(msg)
-        batches = read_batches(adata, batch_key, single=True)
-        self.batch_key_, self.layer_ = batch_key, layer
-        self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
-        cells = read_cells(adata, layer)
-        check_log_scale(cells.x)
-        in_reference, onto = read_reference(reference, batches)
-        rng = np.random.default_rng(self.rng)
-        variable = cells.variable_matrix()
-        check_varies(variable)
-        _, self.labels_ = read_shared_labels(adata, labels_key, batches)
-        facts = self._facts(adata, batches, variable)
-        controls = None if controls_key is None else read_controls(adata, controls_key, batches)
-        check_condition(adata, condition_key, batches)
-
-        self.signed_ = has_negative(cells.x)
-        self.samples_ = batches.names
-        self.genes_ = cells.genes
-        self.variable_genes_ = cells.genes[cells.variable]
-        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
-        warn_apart(batches.names, self.alignment_)
-
-        of_variable = self._of_variable
-        self.network_, history = fit_network(
-            variable,
-            facts.codes,
-            of_variable.samples,
-            of_variable.reference,
-            sizes=(self.n_latent, self.n_hidden),
-            in_reference=in_reference,
-            options=self.training,
-            rng=rng,
+        # Into a model of its own, so that one that was fitted before stays whole if this fails.
+        fresh = self._unfitted()
+        fresh._fit(
+            adata,
+            batch_key,
+            layer,
+            reference,
+            labels_key,
+            covariates,
+            controls_key,
+            condition_key,
         )
-        self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
-
-        z = embed(self.network_, variable, facts.codes)
-        compared = slice(None) if controls is None else controls
-        states = ConditionalBridge.fit(
-            z[compared],
-            facts.of(compared),
-            len(batches.names),
-            rng=rng,
-            in_reference=in_reference,
-            n_states=self._n_states(len(z)),
-            strength=self.strength,
-        )
-        loadings = self._loadings()
-        self.states_ = states.limited(
-            lambda shifts: within_limits(shifts, of_variable, loadings, self._d_max)
-        )
-        full, share, _ = self.states_.place(z, facts)
-        self.reliability_ = reliability(
-            variable,
-            facts.codes,
-            share,
-            of_variable.full,
-            of_variable.reference.mean,
-            z.shape[1],
-            rng,
-        )
-        self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
-        population = self._population(cells, facts.codes, share, in_reference)
-        by_state = population.by_state
-        if controls is not None:
-            some = gather_rows(cells.x, controls)
-            by_state = moments_by_state(
-                some, facts.codes[controls], len(batches.names), share[controls]
-            )
-        self.expression_ = self._bridge_expression(by_state, in_reference)
-        self.diagnosis_ = self._diagnose(variable, facts.codes, share)
-        warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
-        self.mapper_ = Mapper.fit(
-            population,
-            self.network_,
-            self.states_,
-            self.denoiser_,
-            self._removal,
-            cells=(variable, facts, full, share),
-            rng=rng,
-        )
+        self.__dict__.update(fresh.__dict__)
         return self
 
     @property
@@ -355,7 +282,13 @@ class RenormAutoencoder:
         covariates = read_covariates(adata, self.covariates_)
         return self.mapper_.map(x, genes, batches, covariates, np.random.default_rng(0))
 
-    def add(self, mapped: Mapped, names: Sequence[str] | None = None) -> Self:
+    def add(
+        self,
+        mapped: Mapped,
+        names: Sequence[str] | None = None,
+        *,
+        in_reference: bool | None = None,
+    ) -> Self:
         """Add mapped samples to the reference population; no cell and no network is needed.
 
         What is mapped from now on is compared with the larger population.  The embedding, its
@@ -367,14 +300,20 @@ class RenormAutoencoder:
             What `map` returned.
         names
             Names for its samples; None: as they were in the query.
+        in_reference
+            Whether they become part of what others are compared with; None: if all samples are,
+            and not if the model was fitted to the scale of some.
 
         Raises
         ------
         ValueError
-            The population has a sample of that name already.
+            The population has a sample of that name already, or the query was mapped onto another
+            reference.
         """
         self._fitted()
-        self.mapper_ = self.mapper_.add(mapped, None if names is None else list(names))
+        self.mapper_ = self.mapper_.add(
+            mapped, None if names is None else list(names), in_reference=in_reference
+        )
         return self
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -489,6 +428,112 @@ class RenormAutoencoder:
             state = f"{len(self.population_.cells)} samples, {len(self.genes_)} genes"
             state = f"published, {state}" if self.population_.published else f"fitted on {state}"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
+
+    def _unfitted(self) -> Self:
+        """Return a model of the same settings."""
+        return type(self)(
+            self.n_latent,
+            self.n_hidden,
+            strength=self.strength,
+            max_removed=self.max_removed,
+            rng=self.rng,
+            training=self.training,
+        )
+
+    def _fit(
+        self,
+        adata: AnnData,
+        batch_key: BatchKey,
+        layer: str | None,
+        reference: Reference,
+        labels_key: str | None,
+        covariates: Sequence[str] | None,
+        controls_key: str | None,
+        condition_key: str | None,
+    ) -> None:
+        check_strength(self.strength)
+        if self.n_latent < FEWEST_DIMENSIONS:
+            msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
+            raise ValueError(msg)
+        batches = read_batches(adata, batch_key, single=True)
+        self.batch_key_, self.layer_ = batch_key, layer
+        self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
+        cells = read_cells(adata, layer)
+        check_log_scale(cells.x)
+        in_reference, onto = read_reference(reference, batches)
+        rng = np.random.default_rng(self.rng)
+        variable = cells.variable_matrix()
+        check_varies(variable)
+        _, self.labels_ = read_shared_labels(adata, labels_key, batches)
+        facts = self._facts(adata, batches, variable)
+        controls = None if controls_key is None else read_controls(adata, controls_key, batches)
+        check_condition(adata, condition_key, batches)
+
+        self.signed_ = has_negative(cells.x)
+        self.samples_ = batches.names
+        self.genes_ = cells.genes
+        self.variable_genes_ = cells.genes[cells.variable]
+        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
+        warn_apart(batches.names, self.alignment_)
+
+        of_variable = self._of_variable
+        self.network_, history = fit_network(
+            variable,
+            facts.codes,
+            of_variable.samples,
+            of_variable.reference,
+            sizes=(self.n_latent, self.n_hidden),
+            in_reference=in_reference,
+            options=self.training,
+            rng=rng,
+        )
+        self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
+
+        z = embed(self.network_, variable, facts.codes)
+        compared = slice(None) if controls is None else controls
+        states = ConditionalBridge.fit(
+            z[compared],
+            facts.of(compared),
+            len(batches.names),
+            rng=rng,
+            in_reference=in_reference,
+            n_states=self._n_states(len(z)),
+            strength=self.strength,
+        )
+        loadings = self._loadings()
+        self.states_ = states.limited(
+            lambda shifts: within_limits(shifts, of_variable, loadings, self._d_max)
+        )
+        full, share, _ = self.states_.place(z, facts)
+        self.reliability_ = reliability(
+            variable,
+            facts.codes,
+            share,
+            of_variable.full,
+            of_variable.reference.mean,
+            z.shape[1],
+            rng,
+        )
+        self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
+        population = self._population(cells, facts.codes, share, in_reference)
+        by_state = population.by_state
+        if controls is not None:
+            some = gather_rows(cells.x, controls)
+            by_state = moments_by_state(
+                some, facts.codes[controls], len(batches.names), share[controls]
+            )
+        self.expression_ = self._bridge_expression(by_state, in_reference)
+        self.diagnosis_ = self._diagnose(variable, facts.codes, share)
+        warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
+        self.mapper_ = Mapper.fit(
+            population,
+            self.network_,
+            self.states_,
+            self.denoiser_,
+            self._removal,
+            cells=(variable, facts, full, share),
+            rng=rng,
+        )
 
     def _align(
         self,

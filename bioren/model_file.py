@@ -61,6 +61,7 @@ def publish(
     own = network.state_dict()
     shared = {k: v for k, v in whole.state_dict().items() if not k.startswith(OF_SAMPLES)}
     network.load_state_dict(own | shared)
+    embedded = mapper.embedded[states]
     labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
     reduced = replace(
         mapper,
@@ -68,11 +69,19 @@ def publish(
         population=population,
         network=network,
         states=mapper.states.without_samples(states),
-        embedded=mapper.embedded[states],
+        # The counts of the samples that are told; others' would be their difference.
+        embedded=Moments(
+            population.strata.by_state.count,
+            embedded.mean,
+            embedded.var() * population.strata.by_state.count[:, None],
+        ),
         denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
     )
     about, arrays = _contents(_with_mapper(model, reduced))
-    about["labels"] = None  # some may be those of a few cells, and mapping needs none
+    # Mapping needs none of this, and it may name what is not to be told.
+    about |= {"labels": None, "labels_key": None, "batch_key": "", "layer": None, "rng": None}
+    for i in range(len(reduced.labels)):
+        arrays[f"labels/{i}/cells"] = np.zeros_like(arrays[f"labels/{i}/cells"])
     write(path, KIND, about, arrays, overwrite=overwrite)
 
 
@@ -206,14 +215,7 @@ def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencode
 
 def _with_mapper(model: RenormAutoencoder, mapper: Mapper) -> RenormAutoencoder:
     """Return a model of the same settings that maps by `mapper` and knows no samples."""
-    found = type(model)(
-        model.n_latent,
-        model.n_hidden,
-        strength=model.strength,
-        max_removed=model.max_removed,
-        rng=model.rng,
-        training=model.training,
-    )
+    found = model._unfitted()
     for name in ("batch_key_", "layer_", "labels_key_", "labels_", "covariates_", "signed_"):
         if hasattr(model, name):
             setattr(found, name, getattr(model, name))

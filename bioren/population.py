@@ -11,48 +11,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
-from bioren.alignment import TABLE_ENTRIES, Alignment, Removal, compare
-from bioren.annotations import Batches
-from bioren.blocks import row_blocks, stacked
+from bioren.alignment import Alignment, Removal, compare
 from bioren.bridge import AffineBridge
 from bioren.genes import FEWEST
 from bioren.mapping import Frame, MappedSample, map_sample, stack
 from bioren.messages import listed
 from bioren.moments import Moments
 from bioren.projection import Projection, gather_rows
-from bioren.shifts import TINY
-from bioren.standardization import Strata, standardize
+from bioren.standardization import standardize
 from bioren.states import frozen_states
 from bioren.storage import Stored, digest, read, write
+from bioren.strata import Standing, Strata, strata_of
 
-__all__ = [
-    "LEAST_CELLS",
-    "Population",
-    "Reference",
-    "moments_by_state",
-    "named",
-    "read_reference",
-    "strata_of",
-]
+__all__ = ["LEAST_CELLS", "Population"]
 
 #: What is published of fewer cells than this may be about single persons' cells.
 LEAST_CELLS = 10
 
-#: A state in which a sample has so many cells counts half.
-PRIOR_CELLS = 10.0
-
 KIND = "population"
-
-#: What samples are brought to: all samples, some by name, a population, or its file.
-Reference: TypeAlias = "str | Sequence[str] | Population | Path | None"
 
 #: Name of the one sample of a published population.
 POOLED = "reference"
+
+
+class Pooled(NamedTuple):
+    """What the sample of a published population stands for.
+
+    Attributes
+    ----------
+    n_samples
+        Number of samples that it was pooled of.
+    weight, composition
+        See `bioren.strata.Standing`; shape ``(states,)``, float32.
+    """
+
+    n_samples: int
+    weight: np.ndarray
+    composition: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,8 @@ class Population:
     published
         For a population that was reduced by `publish`, the names and cells of its samples, which
         are pooled into one; else None.
+    pooled
+        What that one stands for; else None.
 
     Examples
     --------
@@ -97,6 +99,7 @@ class Population:
     components: np.ndarray
     recipe: Mapping[str, Any]
     published: Mapping[str, int] | None = None
+    pooled: Pooled | None = None
 
     @property
     def cells(self) -> pd.Series:
@@ -115,7 +118,12 @@ class Population:
     @cached_property
     def strata(self) -> Strata:
         """Return the reference by state: composition, levels and variances on its own scale."""
-        return strata_of(self.bridged(), self.in_reference)
+        standing = Standing.of(self.by_state.count.astype(np.float64))
+        if self.pooled is not None:
+            row = self.samples.index(POOLED)
+            standing.weight[row], standing.composition[row] = self.pooled[1:]
+            standing.samples[row] = self.pooled.n_samples
+        return strata_of(self.bridged(), self.in_reference, standing)
 
     def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
@@ -201,6 +209,7 @@ class Population:
         some = x[:, seen]
         # The states are where these genes put them: the others would shift the sample's cells.
         strata, components = self.strata.of_genes(columns), self.components[present]
+        strata = strata.of_states(np.flatnonzero(strata.by_state.count > 0))
         of_some = strata.of_genes(seen)
         center, level = of_some.whole().mean, of_some.by_state
         embedded = Moments(
@@ -239,6 +248,7 @@ class Population:
             ),
             in_reference=ours.in_reference | theirs.in_reference,
             published=self._published(self.cells.add(other.cells, fill_value=0), other),
+            pooled=self.pooled or other.pooled,
         )
 
     def add(
@@ -274,6 +284,7 @@ class Population:
             bridges=AffineBridge(bridge.scale[None], bridge.shift[None]),
             in_reference=np.array([in_reference]),
             published=None,
+            pooled=None,
         )
         return self.merge(added)
 
@@ -302,7 +313,10 @@ class Population:
         return replace(self, by_state=_single(left), published=published)._of_samples(some)
 
     def without(self, samples: str | Sequence[str]) -> Self:
-        """Return the population without some samples.
+        """Return the population without some samples; those that are left keep their bridges.
+
+        The reference's scale, which all samples together made, stays: ``relative_to(None)`` finds
+        it anew.  The components in which states are told apart keep a trace of all cells.
 
         Raises
         ------
@@ -378,6 +392,7 @@ class Population:
             bridges=_identity(1, len(self.genes)),
             in_reference=np.ones(1, dtype=bool),
             published={name: int(n) for name, n in some.cells.items()},
+            pooled=some._as_one(states),
         )
         return shared, states
 
@@ -454,6 +469,16 @@ class Population:
             published = {name: cells.integer(name, 1) for name in published}
             if not published:
                 raise ValueError("The population was published without samples.")
+        pooled = None
+        if stored.about["pooled"] is not None:
+            if POOLED not in samples or published is None:
+                raise ValueError("The population says what no sample of it stands for.")
+            pooled = Pooled(
+                stored.integer("pooled", 1),
+                *(stored.array(f"pooled/{of}", shape[1]) for of in ("weight", "composition")),
+            )
+            if (pooled.weight < 0).any() or not (pooled.composition >= 0).all():
+                raise ValueError("The population holds negative weights.")
         return cls(
             genes=pd.Index(genes),
             samples=samples,
@@ -464,6 +489,7 @@ class Population:
             components=components,
             recipe=recipe,
             published=published,
+            pooled=pooled,
         )
 
     def contents(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -473,6 +499,7 @@ class Population:
             "samples": list(self.samples),
             "recipe": dict(self.recipe),
             "published": None if self.published is None else dict(self.published),
+            "pooled": None if self.pooled is None else self.pooled.n_samples,
         }
         arrays = {
             "count": self.by_state.count,
@@ -484,6 +511,9 @@ class Population:
             "variable": self.variable,
             "components": self.components,
         }
+        if self.pooled is not None:
+            arrays |= {"pooled/weight": self.pooled.weight}
+            arrays |= {"pooled/composition": self.pooled.composition}
         return about, arrays
 
     def __repr__(self) -> str:
@@ -502,10 +532,25 @@ class Population:
     def _named(self, samples: str | Sequence[str]) -> np.ndarray:
         wanted = [samples] if isinstance(samples, str) else list(samples)
         unknown = [name for name in wanted if name not in self.samples]
-        if unknown or not wanted:
+        if not wanted:
+            raise ValueError(f"No sample is named. There are {listed(self.samples)}.")
+        if unknown:
             msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
+            if self.published is not None:
+                msg += " The samples of a published population are pooled into one."
             raise ValueError(msg)
         return np.isin(self.samples, wanted)
+
+    def _as_one(self, states: np.ndarray) -> Pooled:
+        """Return what the samples of the reference stand for together, in some states."""
+        standing = Standing.of(self.by_state.count[self.in_reference].astype(np.float64))
+        composition = standing.composition.mean(axis=0)[states]
+        weight = standing.weight.sum(axis=0)[states]
+        return Pooled(
+            len(standing.samples),
+            weight.astype(np.float32),
+            (composition / composition.sum()).astype(np.float32),
+        )
 
     def _of_samples(self, some: np.ndarray) -> Self:
         in_reference = self.in_reference[some]
@@ -519,6 +564,7 @@ class Population:
             self,
             samples=samples,
             published=self._published(cells[np.isin(stands_for, samples)], self),
+            pooled=self.pooled if POOLED in samples else None,
             by_state=self.by_state[some],
             bridges=AffineBridge(self.bridges.scale[some], self.bridges.shift[some]),
             in_reference=in_reference,
@@ -545,71 +591,22 @@ class Population:
             return None
         return {name: int(n) for name, n in cells.items() if n > 0}
 
-    def _check_same_states(self, other: Population) -> None:
-        same = (
+    def has_states_of(self, other: Population) -> bool:
+        """Return whether both are parts of one reference, by the same genes and states."""
+        return (
             self.genes.equals(other.genes)
             and self.by_state.mean.shape[1:] == other.by_state.mean.shape[1:]
             and np.array_equal(self.variable, other.variable)
             and np.array_equal(self.components, other.components)
         )
-        if not same:
+
+    def _check_same_states(self, other: Population) -> None:
+        if not self.has_states_of(other):
             msg = (
                 "The populations are not of the same genes and states: only parts of one reference "
                 "can be merged or subtracted. Map the samples instead (bioren.tl.map_query)."
             )
             raise ValueError(msg)
-
-
-def strata_of(bridged: Moments, in_reference: np.ndarray) -> Strata:
-    """Return the reference by state.
-
-    Parameters
-    ----------
-    bridged
-        Groups ``(samples, states)``, on the reference's scale.
-    in_reference
-        Which samples make it up, boolean of shape ``(samples,)``.
-    """
-    there = bridged[in_reference]
-    part = there.count / (there.count + PRIOR_CELLS)
-    part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
-    level = np.einsum("sk,skg->kg", part, there.mean)
-    composition = there.count / np.maximum(there.count.sum(axis=1, keepdims=True), TINY)
-    by_state = Moments(there.count.sum(axis=0), level, there.m2.sum(axis=0))
-    return Strata(composition.mean(axis=0), by_state)
-
-
-def named(reference: Reference) -> str | Sequence[str] | None:
-    """Return what a record says of the reference: names of samples, a path, or a digest."""
-    if isinstance(reference, Population):
-        return f"population {reference.digest[:12]}"
-    return str(reference) if isinstance(reference, Path) else reference
-
-
-def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, share: np.ndarray) -> Moments:
-    """Return moments by sample and state in single precision, a few genes at a time.
-
-    Parameters
-    ----------
-    x
-        Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
-    codes, n_samples
-        Sample of each cell, and their number.
-    share
-        Each cell's share in each state, shape ``(cells, states)``.
-    """
-    groups = n_samples, share.shape[1]
-    n_genes = x.shape[1]
-    found = _single(Moments.empty(groups, 0))
-    mean, m2 = (np.empty((*groups, n_genes), dtype=np.float32) for _ in range(2))
-    count = found.count
-    step = max(1, TABLE_ENTRIES // (groups[0] * groups[1]))
-    for start in range(0, n_genes, step):
-        genes = slice(start, start + step)
-        some = x if step >= n_genes else stacked([block[:, genes] for _, block in row_blocks(x)])
-        part = Moments.by_group(some, codes, n_samples, share)
-        count, mean[..., genes], m2[..., genes] = part.count, part.mean, part.m2
-    return Moments(count.astype(np.float32), mean, m2)
 
 
 def _single(moments: Moments) -> Moments:
@@ -621,36 +618,3 @@ def _single(moments: Moments) -> Moments:
 
 def _identity(n_samples: int, n_genes: int) -> AffineBridge:
     return AffineBridge(np.ones((n_samples, n_genes)), np.zeros((n_samples, n_genes)))
-
-
-def read_reference(
-    reference: Reference, batches: Batches
-) -> tuple[np.ndarray | None, Population | None]:
-    """Return the samples that make up the reference, or the population that is.
-
-    Parameters
-    ----------
-    reference
-        Names of samples, a population, the path of its file, or None for all samples.
-    batches
-        The samples that there are: a text that names one of them is no path.
-
-    Returns
-    -------
-    in_reference
-        Boolean of shape ``(samples,)``; None for all, or none.
-    population
-        None if samples make up the reference.
-
-    Raises
-    ------
-    ValueError
-        There is no such sample or file, or the file is damaged.
-    """
-    if isinstance(reference, Population):
-        return None, reference
-    if isinstance(reference, Path) or (
-        isinstance(reference, str) and reference not in batches.names and Path(reference).is_file()
-    ):
-        return None, Population.load(reference)
-    return batches.select(reference), None

@@ -23,9 +23,9 @@ from bioren.cells import (
     read_cells,
     writable,
 )
-from bioren.population import Reference, named, read_reference
 from bioren.projection import gather_rows
 from bioren.record import write_record
+from bioren.reference import Reference, read_reference, reference_text
 from bioren.states import CellFacts
 
 if TYPE_CHECKING:
@@ -112,11 +112,22 @@ def bridge(
         There is no such column or layer.
     ValueError
         The values look like counts or are not finite; the labels cannot be samples; `strength`
-        or a limit is out of range; `labels_key` is given without `standardize`.
+        or a limit is out of range; `labels_key` is given without `standardize`, or either beside a
+        population.
     """
     check_strength(strength)
     check_writable(adata, copy=copy)
-    batches = read_batches(adata, batch_key)
+    # A single sample can be brought to another population.
+    batches = read_batches(adata, batch_key, single=True)
+    in_reference, population = read_reference(reference, batches)
+    if population is None:
+        batches = read_batches(adata, batch_key)
+    if population is not None and (labels_key is not None or not standardize):
+        msg = (
+            "A population compares samples within its own states: leave out labels_key and "
+            "standardize=False."
+        )
+        raise ValueError(msg)
     cells = read_cells(adata, layer)
     check_log_scale(cells.x)
     check_condition(adata, condition_key, batches)
@@ -132,7 +143,6 @@ def bridge(
     if standardize:
         variable = compared.variable_matrix(), compared.variable
         check_varies(variable[0])
-    in_reference, population = read_reference(reference, batches)
     removal = Removal(strength, max_kept, max_removed)
     if population is None:
         alignment = align(
@@ -158,7 +168,7 @@ def bridge(
     adata.layers[key_added] = corrected
     settings = {
         "layer": layer,
-        "reference": named(reference),
+        "reference": reference_text(reference),
         "center": center,
         "standardize": standardize,
         "labels_key": labels_key,

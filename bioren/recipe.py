@@ -89,7 +89,7 @@ def mark_variable_genes(
     if "highly_variable" in adata.var or adata.n_vars <= n_genes:
         return False
     x = adata.X if layer is None else adata.layers[layer]
-    codes = read_batches(adata, batch_key).codes
+    codes = read_batches(adata, batch_key, single=True).codes
     cells = np.bincount(codes)
     if x.min() < 0:
         variance = Moments.by_group(x, codes, len(cells)).var()  # samples x genes

@@ -13,55 +13,22 @@ import numpy as np
 from scipy import sparse
 
 from bioren.moments import Moments
+from bioren.shifts import TINY
+from bioren.strata import PRIOR_CELLS, Strata
 
 __all__ = [
     "LEAST_OVERLAP",
     "Standardized",
-    "Strata",
     "overlap_of",
     "standardize",
     "standardize_onto",
 ]
-
-#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
-TINY = 1e-12
 
 #: A sample of which a smaller share lives in states of others is not compared with them.
 LEAST_OVERLAP = 0.05
 
 #: Ties between samples weaker than this share of the strongest count as none.
 RESOLUTION = 1e-9
-
-
-class Strata(NamedTuple):
-    """A reference population, state by state.
-
-    Attributes
-    ----------
-    composition
-        Share of each state, every sample weighing the same, shape ``(states,)``.
-    by_state
-        Groups ``(states,)``: the reference's cells in each state, mean and variance within.
-    """
-
-    composition: np.ndarray
-    by_state: Moments
-
-    def whole(self) -> Moments:
-        """Return the moments of the whole population: no groups, weighed by its composition."""
-        mean = self.composition @ self.by_state.mean
-        between = np.square(self.by_state.mean - mean)
-        n = self.by_state.count.sum()
-        return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
-
-    def of_genes(self, index: np.ndarray | slice) -> Strata:
-        """Return the strata of some genes."""
-        return Strata(self.composition, self.by_state.of_genes(index))
-
-    def of_states(self, index: np.ndarray) -> Strata:
-        """Return some of the strata, as if they were the whole population."""
-        composition = self.composition[index]
-        return Strata(composition / max(composition.sum(), TINY), self.by_state[index])
 
 
 class Standardized(NamedTuple):
@@ -89,7 +56,7 @@ class Standardized(NamedTuple):
 
 
 def standardize(
-    by_state: Moments, in_reference: np.ndarray | None = None, *, prior_cells: float = 10.0
+    by_state: Moments, in_reference: np.ndarray | None = None, *, prior_cells: float = PRIOR_CELLS
 ) -> Standardized:
     """Separate what differs between samples from what differs between states.
 
@@ -142,7 +109,7 @@ def standardize(
 
 
 def standardize_onto(
-    by_state: Moments, strata: Strata, *, prior_cells: float = 10.0
+    by_state: Moments, strata: Strata, *, prior_cells: float = PRIOR_CELLS
 ) -> Standardized:
     """Compare samples with a reference population that stays as it is, each by itself.
 
@@ -183,7 +150,7 @@ def _as_if_shifted(
     return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
 
 
-def overlap_of(count: np.ndarray, prior_cells: float = 10.0) -> np.ndarray:
+def overlap_of(count: np.ndarray, prior_cells: float = PRIOR_CELLS) -> np.ndarray:
     """Return the share of each sample that lives in states which other samples have too.
 
     Parameters

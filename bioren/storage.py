@@ -118,12 +118,13 @@ class Stored(NamedTuple):
             raise ValueError(f"{msg}, found {found!r:.60}.")
         return float(found)
 
-    def integer(self, name: str, least: float, most: float = math.inf) -> int:
+    def integer(self, name: str, least: int, most: int = 2**63 - 1) -> int:
         """Return an integer of `about` that lies in ``[least, most]``."""
-        found = self.number(name, least, most)
-        if found != self.about[name] or not found.is_integer():
-            raise ValueError(f"{name!r} of the {self.kind} should be an integer, found {found}.")
-        return int(found)
+        found = self._entry(name)
+        if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
+            msg = f"{name!r} of the {self.kind} should be an integer from {least} to {most}"
+            raise ValueError(f"{msg}, found {found!r:.60}.")
+        return found
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object of `about`."""

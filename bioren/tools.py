@@ -20,9 +20,10 @@ from bioren.annotations import (
     read_shared_labels,
 )
 from bioren.cells import check_strength, check_writable, read_embedding, read_matrix, writable
+from bioren.files import check_target
 from bioren.model import RenormAutoencoder, load
-from bioren.population import Population, Reference, named, read_reference
 from bioren.record import diagnosis_table, read_effects, write_record
+from bioren.reference import Reference, read_reference, reference_text
 from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import TrainingOptions
 
@@ -97,9 +98,9 @@ def integrate(
     strength
         Share of each effect that is removed, in [0, 1].
     max_removed
-        ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max`` or shifted by
-        more than ``d_max`` standard deviations, in expression or by way of the embedding; None:
-        no such limit.
+        ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max``, and none has its
+        mean shifted by more than ``d_max`` standard deviations, in expression or by way of the
+        embedding, apart from what the rescaling does; None: no such limit.
     decoded
         Whether to write decoded expression too.
     rng
@@ -151,7 +152,8 @@ def integrate(
     check_writable(adata, copy=copy)
     if use_rep is not None:
         of_genes = layer is not None or decoded or max_removed != MAX_REMOVED
-        if of_genes or save_model is not None or isinstance(reference, Population | Path):
+        population = read_reference(reference, read_batches(adata, batch_key))[1]
+        if of_genes or save_model is not None or population is not None:
             msg = (
                 f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
                 "decoded, max_removed, save_model and populations, or leave out use_rep."
@@ -173,7 +175,12 @@ def integrate(
         adata.obsm[key_added] = embedding
         return adata if copy else None
 
-    batches = read_batches(adata, batch_key)
+    # A single sample can be brought to another population, or be a reference itself.
+    population = read_reference(reference, read_batches(adata, batch_key, single=True))[1]
+    alone = population is not None or save_model is not None
+    batches = read_batches(adata, batch_key, single=alone)
+    if save_model is not None:
+        check_target(Path(save_model))
     options = (training or TrainingOptions())._replace(progress=progress)
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
@@ -182,7 +189,7 @@ def integrate(
         adata,
         batch_key,
         layer=layer,
-        reference=reference,
+        reference=population or reference,
         labels_key=labels_key,
         covariates=covariates,
         controls_key=controls_key,
@@ -201,7 +208,7 @@ def integrate(
         adata.obsm[f"{KEY}_decoded"] = rebuilt.to_numpy()
     settings = {
         "layer": layer,
-        "reference": named(reference),
+        "reference": reference_text(reference),
         "labels_key": labels_key,
         "covariates": model.covariates_ or None,
         "controls_key": controls_key,
@@ -270,14 +277,15 @@ def map_query(
         ``obs["bioren_mapping_score"]``
             Probability that the reference holds the cell's type (known and unknown types being
             equally frequent), learned by withholding states of the reference; NaN where it was
-            too small for that.
+            too small for that, and in samples of fewer than five cells.
+        ``obs["bioren_sample"]``
+            ``"query"``, if `batch_key` is None.
         ``obs["bioren_KEY"]``, ``obs["bioren_KEY_probability"]``
             For each KEY of labels that the model learned (`RenormAutoencoder.learn_labels`): the
             most probable label, and its probability if the reference holds the cell's type.
         ``uns["bioren"]``
             Effects per sample and gene against the reference, see `batch_effects`; and
-            ``"mapping"``, with a value per sample for ``mapping_score``, ``overlap_before`` and
-            ``overlap`` (share of the sample in states of the reference).
+            ``"mapping_score"``, the mean of each sample's cells.
 
     Raises
     ------
@@ -302,9 +310,9 @@ def map_query(
         model = load(model)
     mapped = model.map(adata, batch_key=batch_key, layer=layer, genes_key=genes_key)
     whole = mapped.expression(read_matrix(adata, layer))
-    batches = (
-        one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
-    )
+    batches = one_sample(adata)
+    if batch_key is not None:
+        batches = read_batches(adata, batch_key, single=True)
     is_mapped = np.zeros(adata.n_vars, dtype=bool)
     is_mapped[mapped.genes.query] = True
 
@@ -312,6 +320,8 @@ def map_query(
     adata.obsm[key_added] = mapped.embedding
     adata.layers[KEY] = whole
     adata.var[f"{KEY}_mapped"] = is_mapped
+    if batch_key is None:
+        adata.obs[str(batches.key)] = pd.Categorical.from_codes(batches.codes, batches.names)
     adata.obs[f"{KEY}_mapping_score"] = mapped.score
     for key, (labels, probability) in mapped.labels.items():
         adata.obs[f"{KEY}_{key}"] = pd.Categorical(labels)
@@ -319,15 +329,13 @@ def map_query(
     settings = {
         "layer": layer,
         "genes_key": genes_key,
-        "reference": named(model.population_),
+        "reference": reference_text(model.population_),
         "strength": model.strength,
         "max_removed": model.max_removed,
     }
     genes = adata.var_names[mapped.genes.query]
     write_record(adata, KEY, batches, genes, mapped.alignment, settings)
-    adata.uns[KEY]["mapping"] = {
-        name: column.to_numpy() for name, column in mapped.samples.drop(columns="cells").items()
-    }
+    adata.uns[KEY]["mapping_score"] = mapped.samples["mapping_score"].to_numpy()
     return adata if copy else None
 
 

@@ -13,8 +13,8 @@ import bioren
 from bioren import AffineBridge, Moments
 from bioren.familiarity import FEWEST, LEAST_VARIANCE, Familiarity, _fitted, averaging, distances
 from bioren.mapping import Frame
-from bioren.standardization import Strata
 from bioren.states import frozen_states
+from bioren.strata import Strata
 
 seeds = st.integers(0, 2**32 - 1)
 SCORE = "bioren_mapping_score"
@@ -223,7 +223,7 @@ def test_each_type_scores_low_where_it_is_held_out(missing):
 def test_the_samples_score_is_the_mean_of_its_cells(model):
     query = concat([draw(KNOWN, sample="q"), draw((20, 20, 20, 20, 80), sample="r", seed=1)])
     values, found = score(model, query, batch_key="sample")
-    of_sample = found.uns["bioren"]["mapping"]["mapping_score"]
+    of_sample = found.uns["bioren"]["mapping_score"]
     assert_allclose(of_sample, [values[:180].mean(), values[180:].mean()])
     assert of_sample[0] > of_sample[1] + 0.2
 
@@ -273,7 +273,7 @@ def test_a_reference_that_is_too_small_gives_no_score(sizes, tmp_path):
     model = fitted(cells)
     found = bioren.tl.map_query(cells, model, batch_key="sample", copy=True)
     assert found.obs[SCORE].isna().all()
-    assert np.isnan(found.uns["bioren"]["mapping"]["mapping_score"]).all()
+    assert np.isnan(found.uns["bioren"]["mapping_score"]).all()
     assert np.isfinite(found.obsm["X_bioren"]).all()
     model.save(tmp_path / "small.bioren")
     again = bioren.tl.map_query(cells, tmp_path / "small.bioren", copy=True)

@@ -606,3 +606,39 @@ class TestHelp:
         result = run("map", files.query, tmp_path / "out.h5ad")
         assert result.exit_code == 2
         assert "--reference" in result.stderr
+
+
+def test_what_was_mapped_can_be_reported(files, tmp_path):
+    assert map_onto(files.model, files.query, tmp_path / "mapped.h5ad").exit_code == 0
+    result = run("effects", tmp_path / "mapped.h5ad", "--report", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "query" in (tmp_path / "page.html").read_text()
+
+
+def test_the_reference_is_not_overwritten(files, tmp_path):
+    model = tmp_path / "model.bioren"
+    model.write_bytes(files.model.read_bytes())
+    result = map_onto(model, files.query, model, "--overwrite")
+    assert result.exit_code == 1
+    assert "is the reference itself" in result.output
+    assert model.read_bytes() == files.model.read_bytes()
+
+
+def test_labels_that_are_not_there_are_missed_before_the_work(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("bioren.tools.RenormAutoencoder", lambda *_, **__: pytest.fail("fitted"))
+    target = tmp_path / "out.h5ad"
+    result = integrate(
+        files.reference, target, "--save-model", tmp_path / "model", "--learn", "nope"
+    )
+    assert result.exit_code == 1
+    assert "nope" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_sample_can_be_published(tmp_path):
+    counts(80, "a", seed=4).write_h5ad(tmp_path / "one.h5ad")
+    source, target = tmp_path / "one.h5ad", tmp_path / "out.h5ad"
+    assert integrate(source, target).exit_code == 1
+    result = integrate(source, target, "--publish", tmp_path / "one.bioren")
+    assert result.exit_code == 0, result.output
+    assert bioren.load(tmp_path / "one.bioren").population_.cells.to_dict() == {"a": 80}

@@ -12,8 +12,9 @@ from bioren.alignment import Alignment, Removal, compare
 from bioren.mapping import Frame, map_sample, stack
 from bioren.projection import Projection
 from bioren.shifts import shifts_onto
-from bioren.standardization import LEAST_OVERLAP, Strata, standardize_onto
+from bioren.standardization import LEAST_OVERLAP, standardize_onto
 from bioren.states import frozen_states
+from bioren.strata import Strata
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -355,3 +355,21 @@ def test_reliability_is_a_share_of_each_dimension(described):
     model = fit(described)
     assert model.reliability_.shape == (8,)
     assert ((model.reliability_ >= 0) & (model.reliability_ <= 1)).all()
+
+
+def test_a_fit_that_fails_changes_nothing(shifted):
+    model = bioren.RenormAutoencoder(8, 16, training=QUICK).fit(shifted, "sample")
+    before, attributes = model.embed(shifted), set(vars(model))
+    with pytest.raises(KeyError, match="nope"):
+        model.fit(shifted, "sample", layer="nope")
+    with pytest.raises(ValueError, match="must name samples"):
+        model.fit(shifted, "sample", reference="nope")
+    assert set(vars(model)) == attributes
+    assert_array_equal(model.embed(shifted), before)
+
+
+def test_a_single_sample_is_a_reference_by_itself(shifted):
+    one = shifted[shifted.obs["sample"] == "a"].copy()
+    model = bioren.RenormAutoencoder(8, 16, training=QUICK).fit(one, "sample")
+    assert_array_equal(model.alignment_.d, 0)
+    assert_allclose(model.correct(one), one.X, atol=1e-5)

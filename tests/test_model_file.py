@@ -273,9 +273,9 @@ def test_publishes_a_model_that_maps_alike(model, published, cells):
     assert theirs.genes.reference.tolist() == ours.genes.reference.tolist()
 
 
-def test_samples_of_one_size_map_alike_but_for_rounding(tmp_path, cells):
-    # Nothing is left out, and the counts that carry the composition are those of the cells.
-    fitted = fit(described((60, 60, 60)))
+def test_published_models_map_alike_but_for_rounding(tmp_path, cells):
+    # Nothing is left out, and samples of any size weigh as they did.
+    fitted = fit(described((100, 60, 20)))
     fitted.publish(tmp_path / "published", min_cells=3)
     theirs = bioren.load(tmp_path / "published")
     assert theirs.population_.by_state.count.shape[1] == fitted.population_.by_state.count.shape[1]
