@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bioren
+from bioren.command_line import (
+    clear_errors,
+    normalize,
+    prepare,
+    read_file,
+    same_file,
+    whole_targets,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from bioren.annotations import BatchKey
 
 __all__ = ["app"]
 
@@ -71,7 +76,7 @@ def demo(
     FOLDER gets demo.png (the picture) and demo.h5ad (the integrated data), in place of older
     ones.
     """
-    with _clear_errors(quiet):
+    with clear_errors(quiet):
         if not quiet:
             typer.echo("700 cells in four labs; a shift and a scale planted per lab and gene.")
         from bioren.demo import run
@@ -209,18 +214,18 @@ def integrate(
         if not quiet:
             typer.echo(text)
 
-    with _clear_errors(quiet):
+    with clear_errors(quiet):
         with (
-            _targets(source, [target, *models], overwrite=overwrite) as paths,
+            whole_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
         ):
-            adata = _read(source, say)
+            adata = read_file(source, say)
             key = batch_key[0] if len(batch_key) == 1 else batch_key
             from bioren.annotations import read_labels
 
             for labels_key in learn or []:
                 read_labels(adata, labels_key)  # before the work of fitting
-            _prepare(adata, key, layer, genes, say, single=bool(models or reference))
+            prepare(adata, key, layer, genes, say, single=bool(models or reference))
             say("comparing samples within cell states, then training while it helps")
             fitted = Path(folder) / "model" if models else None
             bioren.tl.integrate(
@@ -312,14 +317,14 @@ def map_query(
         if not quiet:
             typer.echo(text)
 
-    with _clear_errors(quiet), _targets(source, [target], overwrite=overwrite) as paths:
-        if _same_file(reference, target):
+    with clear_errors(quiet), whole_targets(source, [target], overwrite=overwrite) as paths:
+        if same_file(reference, target):
             raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
         say(f"{reference}: {model.population_}")
-        adata = _read(source, say)
+        adata = read_file(source, say)
         if layer is None:
-            _normalize(adata, say, model.population_.target_sum)
+            normalize(adata, say, model.population_.target_sum)
         key = (batch_key[0] if len(batch_key) == 1 else batch_key) if batch_key else None
         bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
         n_genes = int(adata.var["bioren_mapped"].sum())
@@ -390,12 +395,12 @@ def effects(
             typer.echo(text)
 
     targets = [path for path in (report, table) if path is not None]
-    with _clear_errors(quiet):
+    with clear_errors(quiet):
         for path in targets:
-            if _same_file(source, path):
+            if same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
-        with _targets(source, targets, overwrite=overwrite) as paths:
-            adata = _read(source, say)
+        with whole_targets(source, targets, overwrite=overwrite) as paths:
+            adata = read_file(source, say)
             _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
             if table is not None:
                 bioren.tl.batch_effects(adata).to_csv(paths[table], index=False)
@@ -440,97 +445,6 @@ def _find_effects(
             say(f"effects of {len(before.samples)} samples, found before, from uns['bioren']")
             return
     key = batch_key[0] if len(batch_key) == 1 else batch_key
-    _prepare(adata, key, None, VARIABLE_GENES, say)
+    prepare(adata, key, None, VARIABLE_GENES, say)
     say("comparing samples within cell states, then training while it helps")
     bioren.tl.integrate(adata, key, condition_key=condition, progress=progress)
-
-
-@contextmanager
-def _targets(source: Path, targets: list[Path], *, overwrite: bool) -> Iterator[dict[Path, Path]]:
-    """Yield what to write instead of each target, which takes its place when all went well."""
-    from bioren.files import whole_file
-
-    if len({path.resolve() for path in targets}) < len(targets):
-        raise FileExistsError(f"{targets[0]} is named twice: name a file for each.")
-    for path in targets:
-        if path.exists() and not path.is_dir() and not overwrite:
-            what = "is the input itself" if _same_file(source, path) else "exists already"
-            raise FileExistsError(f"{path} {what}; --overwrite replaces it.")
-    with ExitStack() as files:
-        yield {path: files.enter_context(whole_file(path, overwrite=overwrite)) for path in targets}
-
-
-def _same_file(source: Path, target: Path) -> bool:
-    return source.exists() and target.exists() and source.samefile(target)
-
-
-def _read(source: Path, say: Callable[[str], None]) -> AnnData:
-    import anndata
-
-    if not source.is_file():
-        what = "this is a folder" if source.is_dir() else "there is no such file"
-        raise FileNotFoundError(f"{source}: {what}. Name an .h5ad file.")
-    try:
-        adata = anndata.read_h5ad(source)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"{source} cannot be read as .h5ad: {reason}") from error
-    say(f"{source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
-    return adata
-
-
-def _normalize(adata: AnnData, say: Callable[[str], None], target_sum: float | None = None) -> None:
-    from bioren.recipe import TARGET_SUM, normalize_counts
-
-    target_sum = target_sum or TARGET_SUM
-    if normalize_counts(adata, target_sum):
-        done = f"brought to {target_sum:,.0f} per cell, log1p; kept in layers['counts']"
-        say(f"X holds counts: {done}")
-
-
-def _prepare(
-    adata: AnnData,
-    batch_key: BatchKey,
-    layer: str | None,
-    genes: int,
-    say: Callable[[str], None],
-    *,
-    single: bool = False,
-) -> None:
-    from bioren.annotations import read_batches
-    from bioren.cells import looks_like_counts, read_cells
-    from bioren.recipe import mark_variable_genes
-
-    samples = read_batches(adata, batch_key, single=single).names
-    cells = read_cells(adata, layer)
-    say(f"{len(samples)} samples in obs[{batch_key!r}]")
-    if layer is None:
-        _normalize(adata, say)
-    elif looks_like_counts(cells.x):
-        msg = (
-            f"layers[{layer!r}] holds counts, and --layer names log-expression. Counts are "
-            "normalised where they are in X: move them there, and leave out --layer."
-        )
-        raise ValueError(msg)
-    if "highly_variable" in adata.var:
-        say(f"{len(cells.variable):,} variable genes, as var['highly_variable'] marks them")
-    elif mark_variable_genes(adata, batch_key, genes, layer=layer):
-        say(f"{genes:,} variable genes chosen by batch, in var['highly_variable']")
-
-
-@contextmanager
-def _clear_errors(quiet: bool) -> Iterator[None]:
-    """Turn what a user can repair into one message and exit code 1, warnings into one line."""
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.simplefilter("ignore")
-        # Other packages' announcements to their callers are not for users.
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
-        try:
-            yield
-        except (KeyError, ValueError, ArithmeticError, OSError, MemoryError) as error:
-            # str() of a KeyError would quote the message.
-            text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-            typer.echo(f"Error: {text or type(error).__name__}", err=True)
-            raise typer.Exit(1) from error

@@ -18,22 +18,28 @@ Arrays: z cells x dims, responsibilities cells x states, codes cells, tables sam
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
+from bioren.clusters import (
+    StateOptions,
+    allowed_states,
+    default_n_states,
+    diverse_clusters,
+    first_centers,
+    nearness,
+    softmax,
+    unit_vectors,
+)
 from bioren.moments import Moments
 from bioren.shifts import (
     TINY,
     covariate_slopes,
     effective_cells,
     mixed,
-    sample_sums,
     shifts_onto,
     state_shifts,
 )
@@ -48,33 +54,6 @@ __all__ = [
     "default_n_states",
     "frozen_states",
 ]
-
-#: Added to the log-responsibility where a label rules a state out.
-NEVER = -1e9
-
-
-class StateOptions(NamedTuple):
-    """How states are found and how far their shifts are trusted.
-
-    Attributes
-    ----------
-    width
-        Softness of the assignment, in units of cosine distance (Korsunsky's sigma).
-    diversity
-        Reward for states that all samples share (theta); 0 is plain soft k-means.
-    prior_cells
-        A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
-    prior_slope
-        A covariate's slope counts ``n / (n + prior_slope)`` for ``n`` cells in a state.
-    rounds
-        At most so many rounds of clustering and shifting, at least one.
-    """
-
-    width: float = 0.07
-    diversity: float = 2.0
-    prior_cells: float = 1.0
-    prior_slope: float = 100.0
-    rounds: int = 10
 
 
 class CellFacts(NamedTuple):
@@ -232,14 +211,14 @@ class ConditionalBridge:
         n_states = min(n_states or default_n_states(len(z)), len(z))
         unit = _within_sample_spread(facts, n_samples)
         covariates = _in_units(facts, unit)
-        centers, state_labels = _start(_unit(z), facts.labels, n_states, rng)
-        allowed = _allowed(facts.labels, state_labels)
+        centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng)
+        allowed = allowed_states(facts.labels, state_labels)
 
         rounds: list[Round] = []
         moved = z
         for _ in range(options.rounds):
-            centers, log_odds = _diverse_clusters(
-                _unit(moved), facts.codes, n_samples, centers, allowed, options, rng
+            centers, log_odds = diverse_clusters(
+                unit_vectors(moved), facts.codes, n_samples, centers, allowed, options, rng
             )
             share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
             by_state = Moments.by_group(z, facts.codes, n_samples, share)
@@ -291,12 +270,12 @@ class ConditionalBridge:
     def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
         centers = self.rounds[-1].centers[states]
-        return _softmax(_closeness(_unit(z), centers, self.width))
+        return softmax(nearness(unit_vectors(z), centers, self.width))
 
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
         covariates = _in_units(facts, self.unit)
-        allowed = _allowed(facts.labels, self.state_labels)
+        allowed = allowed_states(facts.labels, self.state_labels)
         moved = z
         for step in self.rounds:
             share = _responsibilities(
@@ -358,112 +337,13 @@ def frozen_states(centers: np.ndarray) -> ConditionalBridge:
     """Return states at fixed places, ``(states, dims)``, to place newcomers in; no samples."""
     n_states, dims = centers.shape
     only = Round(
-        _unit(centers),
+        unit_vectors(centers),
         log_odds=np.zeros((0, n_states)),
         shifts=np.zeros((0, n_states, dims)),
         slopes=np.zeros((n_states, 0, dims)),
         levels=np.zeros((0, n_states, 0)),
     )
     return ConditionalBridge((only,), StateOptions().width, only.shifts, None, np.ones(0))
-
-
-def default_n_states(n_cells: int) -> int:
-    """Return the number of states for so many cells: one per 30, between 1 and 100."""
-    return int(np.clip(round(n_cells / 30), 1, 100))
-
-
-def _start(
-    unit: np.ndarray, labels: np.ndarray | None, n_states: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the first centers and the label of each; every label has a state of its own.
-
-    Cells without a label are placed among these states, wherever they fit best.
-    """
-    if labels is None or (labels < 0).all():
-        return _k_means(unit, n_states, rng), None
-    centers, of_state = [], []
-    known = labels[labels >= 0]
-    for label, n_cells in zip(*np.unique(known, return_counts=True), strict=True):
-        some = max(1, round(n_states * n_cells / len(known)))
-        centers.append(_k_means(unit[labels == label], some, rng))
-        of_state.append(np.full(len(centers[-1]), label))
-    return np.concatenate(centers), np.concatenate(of_state)
-
-
-def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.ndarray:
-    seed = int(rng.integers(2**31))
-    n_states = min(n_states, len(unit))
-    with warnings.catch_warnings():
-        # Fewer distinct cells than states: some states then coincide, which does no harm.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
-    return _unit(kmeans.cluster_centers_)
-
-
-def _allowed(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.ndarray | None:
-    """Return 0 where a cell may be in a state, `NEVER` where not; cells x states, or None.
-
-    A cell may not be in states of other labels; if its own label is unknown, or was when the
-    states were found, it may be in any.
-    """
-    if labels is None or state_labels is None:
-        return None
-    known = np.isin(labels, state_labels)
-    of_others = labels[:, None] != state_labels
-    return np.where(known[:, None] & of_others, np.float32(NEVER), np.float32(0))
-
-
-def _diverse_clusters(
-    unit: np.ndarray,
-    codes: np.ndarray,
-    n_samples: int,
-    centers: np.ndarray,
-    allowed: np.ndarray | None,
-    options: StateOptions,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster unit vectors softly, rewarding states in which the samples are mixed.
-
-    Returns the centers and, per sample and state, ``theta * log(expected / observed)``.
-    """
-    proportion = np.bincount(codes, minlength=n_samples) / len(codes)
-
-    def closeness_to(centers: np.ndarray) -> np.ndarray:
-        closeness = _closeness(unit, centers, options.width)
-        return closeness if allowed is None else closeness + allowed
-
-    share = _softmax(closeness_to(centers))
-    observed = sample_sums(share, codes, n_samples)  # samples x states
-    before = np.inf
-    n_blocks = min(20, len(unit))
-    for _ in range(20):
-        centers = _unit(share.T @ unit)
-        closeness = closeness_to(centers)
-        order = rng.permutation(len(unit))
-        for block in np.array_split(order, n_blocks):
-            observed -= sample_sums(share[block], codes[block], n_samples)
-            odds = _log_odds(observed, proportion, options.diversity).astype(unit.dtype)
-            share[block] = _softmax(closeness[block] + odds[codes[block]])
-            observed += sample_sums(share[block], codes[block], n_samples)
-        # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
-        odds = _log_odds(observed, proportion, options.diversity)
-        entropy = np.sum(share * np.log(share + share.dtype.type(TINY)))
-        objective = entropy - np.sum(share * closeness) - np.sum(observed * odds)
-        if before - objective < 1e-4 * abs(objective):
-            break
-        before = objective
-    return centers, _log_odds(observed, proportion, options.diversity)
-
-
-def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) -> np.ndarray:
-    expected = proportion[:, None] * observed.sum(axis=0)
-    odds: np.ndarray = diversity * np.log((expected.clip(0) + 1) / (observed.clip(0) + 1))
-    return odds
-
-
-def _closeness(unit: np.ndarray, centers: np.ndarray, width: float) -> np.ndarray:
-    closeness: np.ndarray = 2 * (unit @ centers.T - 1) / width
-    return closeness
 
 
 def _responsibilities(
@@ -474,8 +354,8 @@ def _responsibilities(
     allowed: np.ndarray | None,
     width: float,
 ) -> np.ndarray:
-    logits = _closeness(_unit(z), centers, width) + log_odds[codes].astype(z.dtype)
-    return _softmax(logits if allowed is None else logits + allowed)
+    logits = nearness(unit_vectors(z), centers, width) + log_odds[codes].astype(z.dtype)
+    return softmax(logits if allowed is None else logits + allowed)
 
 
 def _moved(
@@ -516,14 +396,3 @@ def _in_units(facts: CellFacts, unit: np.ndarray) -> np.ndarray:
 
 def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), TINY)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
-    return unit
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = np.exp(x - x.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return shares

@@ -210,7 +210,7 @@ class TestIntegrateWritesModels:
     def test_existing_files_are_refused_at_once(
         self, files: Files, tmp_path: Path, existing: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bioren.cli._read", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr("bioren.cli.read_file", lambda *_: pytest.fail("work was begun"))
         (tmp_path / existing).write_text("precious")
         options = ("--save-model", tmp_path / "model", "--publish", tmp_path / "published")
         message = one_message(integrate(files.reference, tmp_path / "out.h5ad", *options))
