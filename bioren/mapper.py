@@ -38,8 +38,8 @@ SKETCH = 2000
 #: Distances are means over neighbours: in smaller samples they are not comparable.
 FEWEST_TO_JUDGE = 5
 
-#: Turns of states and bridge in the embedding that follow.
-EMBEDDED_TURNS = 2
+#: Turns of states and bridge in the embedding that follow.  A second one changes nothing.
+EMBEDDED_TURNS = 1
 
 
 class Mapped(NamedTuple):
