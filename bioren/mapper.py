@@ -297,7 +297,7 @@ class Mapper:
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
         # In gene space first, where a turn costs little.
         sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
-        start = self.population.map_sample(some[sketch], columns[seen]).alignment
+        start = self.population.place(some[sketch], columns[seen]).alignment
 
         def encode(bridge: AffineBridge) -> np.ndarray:
             return embed_bridged(self.network, self._inputs(some, inputs, bridge))

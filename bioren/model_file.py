@@ -125,7 +125,7 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
     for name, tensor in mapper.network.state_dict().items():
         arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
     for i, step in enumerate(mapper.states.rounds):
-        arrays |= _named(f"states/{i}", step._asdict())
+        arrays |= _prefixed(f"states/{i}", step._asdict())
     arrays["states/kept"], arrays["states/unit"] = mapper.states.kept, mapper.states.unit
     if mapper.states.state_labels is not None:
         arrays["states/labels"] = mapper.states.state_labels
@@ -138,7 +138,7 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
     }
     for i, transfer in enumerate(mapper.labels.values()):
         parts = {"weights": transfer.weights, "level": transfer.level, "cells": transfer.cells}
-        arrays |= _named(f"labels/{i}", parts)
+        arrays |= _prefixed(f"labels/{i}", parts)
     return about, arrays
 
 
@@ -150,10 +150,12 @@ def _contents_of_samples(model: RenormAutoencoder) -> dict[str, np.ndarray]:
     arrays |= _of_moments("alignment/reference", alignment.reference)
     for name in ("bridges", "full"):
         bridge = getattr(alignment, name)
-        arrays |= _named(f"alignment/{name}", {"scale": bridge.scale, "shift": bridge.shift})
+        arrays |= _prefixed(f"alignment/{name}", {"scale": bridge.scale, "shift": bridge.shift})
     arrays["expression/shift"] = model.expression_.shift
-    arrays |= _named("diagnosis", model.diagnosis_._asdict())
-    arrays |= _named("history", {name: model.history_[name].to_numpy() for name in model.history_})
+    arrays |= _prefixed("diagnosis", model.diagnosis_._asdict())
+    arrays |= _prefixed(
+        "history", {name: model.history_[name].to_numpy() for name in model.history_}
+    )
     # The population may hold samples that were added later.
     arrays["own_samples"] = np.array([model.population_.samples.index(s) for s in model.samples_])
     return arrays
@@ -361,8 +363,8 @@ def _moments(stored: Stored, groups: tuple[int, ...], n_genes: int) -> Moments:
 
 
 def _of_moments(prefix: str, of: Moments) -> dict[str, np.ndarray]:
-    return _named(prefix, {"count": np.asarray(of.count), "mean": of.mean, "m2": of.m2})
+    return _prefixed(prefix, {"count": np.asarray(of.count), "mean": of.mean, "m2": of.m2})
 
 
-def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{prefix}/{name}": array for name, array in arrays.items()}

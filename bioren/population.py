@@ -183,14 +183,12 @@ class Population:
             How much is removed.
         """
         found = [
-            self.map_sample(gather_rows(x, np.flatnonzero(codes == sample)), columns, removal)
+            self.place(gather_rows(x, np.flatnonzero(codes == sample)), columns, removal)
             for sample in range(n_samples)
         ]
         return stack([one.alignment for one in found])
 
-    def map_sample(
-        self, x: Any, columns: np.ndarray, removal: Removal | None = None
-    ) -> MappedSample:
+    def place(self, x: Any, columns: np.ndarray, removal: Removal | None = None) -> MappedSample:
         """Map one sample in gene space.
 
         Parameters

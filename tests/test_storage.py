@@ -943,7 +943,7 @@ def test_changed_contents_are_refused_or_work(tmp_path, stored, data):
     assert repr(found)
     cells = query()
     if isinstance(found, bioren.Population):
-        mapped = found.map_sample(cells.X, found.columns_of(cells.var_names))
+        mapped = found.place(cells.X, found.columns_of(cells.var_names))
         results = [mapped.bridged, mapped.alignment.d, mapped.alignment.full.scale]
     else:
         mapped = found.map(cells, batch_key="sample")

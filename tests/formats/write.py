@@ -54,7 +54,7 @@ def mapped(path):
     import bioren
 
     adata, population = query(), bioren.Population.load(path)
-    alone = population.map_sample(adata.X, population.columns_of(adata.var_names))
+    alone = population.place(adata.X, population.columns_of(adata.var_names))
     found = {"bridged": alone.bridged, "r": alone.alignment.r, "d": alone.alignment.d}
     if "model" in path.name:
         result = bioren.load(path).map(adata, batch_key="sample")
