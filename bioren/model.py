@@ -425,8 +425,10 @@ class RenormAutoencoder:
         """Return the settings, and what the model was fitted on."""
         state = "not fitted"
         if hasattr(self, "mapper_"):
-            state = f"{len(self.population_.cells)} samples, {len(self.genes_)} genes"
-            state = f"published, {state}" if self.population_.published else f"fitted on {state}"
+            published = self.population_.published
+            n_samples = len(self.samples_) if published is None else len(published)
+            how = "fitted on" if published is None else "published,"
+            state = f"{how} {n_samples} samples, {len(self.genes_)} genes"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
 
     def _unfitted(self) -> Self:
