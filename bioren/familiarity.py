@@ -45,6 +45,9 @@ LEAST_VARIANCE = 0.1
 #: The reference is judged by so many of its samples, cells of each, and groups of states.
 SAMPLES, CELLS, GROUPS = 10, 1000, 8
 
+#: How far a cell is that lies where known ones do on average: log(exp(0) + exp(0)).
+TYPICAL = float(np.log(2))
+
 #: So many cells make a group of withheld ones, and of the others.
 FEWEST = 10
 
@@ -62,12 +65,15 @@ class Familiarity(NamedTuple):
         Log odds are ``slope * f + level``, where ``f = log(exp(u) + exp(v))`` of both distances
         in these units: a cell is far that is far by either.  The slope is not positive.  NaN
         where the reference was too small to learn from.
+    single
+        Whether the reference was one sample, which does not tell how much samples differ.
     """
 
     center: np.ndarray
     unit: np.ndarray
     slope: float
     level: float
+    single: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -75,8 +81,20 @@ class Familiarity(NamedTuple):
         return not np.isnan(self.level)
 
     def score(self, distances: np.ndarray) -> np.ndarray:
-        """Return probabilities, shape ``(cells,)``, for distances of shape ``(cells, 2)``."""
-        odds = self.slope * _far(distances, self.center, self.unit) + self.level
+        """Return the probabilities of one sample's cells, shape ``(cells,)``.
+
+        After a `single` sample, what all cells have in common says nothing: the nearest quarter
+        of them is taken to be known.
+
+        Parameters
+        ----------
+        distances
+            Shape ``(cells, 2)``.
+        """
+        far = _far(distances, self.center, self.unit)
+        if self.single:
+            far = far - max(0.0, float(np.quantile(far, 0.25)) - TYPICAL)
+        odds = self.slope * far + self.level
         probability: np.ndarray = 1 / (1 + np.exp(-odds.clip(-500, 500)))
         return probability
 
@@ -185,7 +203,7 @@ def calibrate(
         near = averaging(some, bridge, frame, rng)
         found = distances(some, bridge, mapped.bridged, frame, near, left)
         pairs += list(zip(found, withheld, strict=True))
-    return _fitted(pairs)
+    return _fitted(pairs)._replace(single=len(samples) == 1)
 
 
 def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Familiarity:

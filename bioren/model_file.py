@@ -117,6 +117,7 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
         "n_rounds": len(mapper.states.rounds),
         "width": mapper.states.width,
         "knows": known.is_known,
+        "single": known.single,
         "slope": known.slope if known.is_known else None,
         "level": known.level if known.is_known else None,
         "transfers": [[key, transfer.names] for key, transfer in mapper.labels.items()],
@@ -317,12 +318,14 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
 
 def _familiarity(stored: Stored) -> Familiarity:
     center, unit = stored.array("familiarity/center", 2), stored.array("familiarity/unit", 2)
-    if not isinstance(stored.about["knows"], bool) or (unit <= 0).any():
+    single = stored.about["single"]
+    are_flags = isinstance(stored.about["knows"], bool) and isinstance(single, bool)
+    if not are_flags or (unit <= 0).any():
         raise ValueError("What the mapping score was learned from does not fit together.")
     if not stored.about["knows"]:
-        return Familiarity(center, unit, math.nan, math.nan)
+        return Familiarity(center, unit, math.nan, math.nan, single)
     slope = stored.number("slope", -math.inf, 0)
-    return Familiarity(center, unit, slope, stored.number("level", -math.inf))
+    return Familiarity(center, unit, slope, stored.number("level", -math.inf), single)
 
 
 def _transfers(stored: Stored, dims: int) -> dict[str, LabelTransfer]:

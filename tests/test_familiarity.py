@@ -55,6 +55,22 @@ def test_a_cell_is_far_that_is_far_by_either_distance(by):
     assert familiarity.score(far)[0] < 0.001
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, by=st.floats(0, 50))
+def test_after_one_sample_what_all_cells_have_in_common_says_nothing(seed, by):
+    rng = np.random.default_rng(seed)
+    several = Familiarity(np.zeros(2), np.ones(2), -2.0, 3.0)
+    one = several._replace(single=True)
+    apart = np.exp(rng.normal(3, 1, (60, 2)))
+    assert_allclose(one.score(apart * np.exp(by)), one.score(apart), atol=1e-9)
+    assert (one.score(apart) >= several.score(apart)).all()
+    # The nearest quarter is as well known as a typical cell; nearer cells are left as they are.
+    assert (np.sort(one.score(apart))[-15:] >= several.score(np.ones((1, 2)))[0] - 1e-9).all()
+    assert_array_equal(
+        one.score(0.01 * apart / apart.max()), several.score(0.01 * apart / apart.max())
+    )
+
+
 def test_a_score_that_could_not_be_learned_is_missing():
     assert np.isnan(_fitted([]).level)
     assert np.isnan(_fitted([]).score(np.ones((3, 2)))).all()
