@@ -32,9 +32,9 @@ __all__ = ["Familiarity", "averaging", "calibrate", "distances"]
 #: Neighbours that a cell's distances are averaged over, itself among them.
 NEIGHBOURS = 16
 
-#: Neighbours are sought among so many cells of the sample, in so many of its own components.
-POOL = 10_000
-COMPONENTS = 20
+#: Neighbours are sought among so many cells of the sample, in so many of its own components, which
+#: are found on so many cells.
+POOL, COMPONENTS, SKETCH = 10_000, 20, 2000
 
 #: Distances averaged over neighbours are made for so many cells at a time.
 BLOCK = 1000
@@ -250,7 +250,9 @@ def averaging(
     if min(x.shape) < 3:
         return sparse.identity(n, format="csr")
     center = frame.strata.whole().mean
-    own = Projection.fit(x, one, bridge, center, COMPONENTS, rng).apply(x, one, bridge)
+    some = np.sort(rng.permutation(n)[:SKETCH])
+    components = Projection.fit(x[some], one[some], bridge, center, COMPONENTS, rng)
+    own = components.apply(x, one, bridge)
     found = NearestNeighbors(n_neighbors=n_near).fit(own[pool])
     near = pool[found.kneighbors(own, return_distance=False)]
     rows = np.repeat(np.arange(n), n_near)
