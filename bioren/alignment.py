@@ -57,6 +57,11 @@ class Removal(NamedTuple):
     max_kept: tuple[float, float] | None = None
     max_removed: tuple[float, float] | None = MAX_REMOVED
 
+    @property
+    def d_max(self) -> float:
+        """Return how many standard deviations a gene may be moved by."""
+        return math.inf if self.max_removed is None else self.max_removed[1]
+
 
 class Alignment(NamedTuple):
     """The batch effect of each sample on each gene, and the bridge that removes it.
@@ -172,7 +177,7 @@ def align(
     # States are first sought in expression as it is, which tells types from samples.  Where an
     # effect is so strong that a sample lies apart, its plain moments are matched before.
     plain = alignment.full[:, genes]
-    nothing = AffineBridge(np.ones_like(plain.scale), np.zeros_like(plain.shift))
+    nothing = AffineBridge.identity(*plain.scale.shape)
     share = find_states(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
     apart = (overlap_before < APART)[:, None]

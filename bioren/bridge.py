@@ -187,6 +187,17 @@ class AffineBridge:
         shift = source.mean * (1 - scale) - std_b * (d - d_kept)
         return cls(scale, shift)
 
+    @classmethod
+    def identity(cls, *shape: int) -> Self:
+        """Return bridges that leave all values as they are.
+
+        Parameters
+        ----------
+        shape
+            Of the NumPy arrays ``scale`` and ``shift``: ``genes``, or ``samples, genes``.
+        """
+        return cls(np.ones(shape), np.zeros(shape))
+
     def apply(self, x: Array) -> Array:
         """Return ``scale * x + shift`` for ``x`` of shape ``(..., genes)``.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -14,9 +14,11 @@ import bioren
 from bioren.command_line import (
     clear_errors,
     normalize,
+    one_or_several,
     prepare,
     read_file,
     same_file,
+    speaker,
     whole_targets,
 )
 
@@ -28,6 +30,21 @@ __all__ = ["app"]
 
 #: So many variable genes make the embedding, if none are marked.
 VARIABLE_GENES = 2000
+
+# Options that several commands have.
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that exist.")
+]
+Layer: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Read log-expression here instead of in X.")
+]
+Condition: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
+    ),
+]
 
 # Plain help, not rich's: it fills lines, and square brackets are no markup.
 app = typer.Typer(
@@ -115,9 +132,7 @@ def integrate(
             "together, each weighing the same.",
         ),
     ] = None,
-    layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Read log-expression here instead of in X.")
-    ] = None,
+    layer: Layer = None,
     genes: Annotated[
         int,
         typer.Option(
@@ -156,12 +171,7 @@ def integrate(
         str | None,
         typer.Option(metavar="KEY", help="Boolean column: take the effects from these cells."),
     ] = None,
-    condition: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
-        ),
-    ] = None,
+    condition: Condition = None,
     save_model: Annotated[
         Path | None,
         typer.Option(
@@ -186,10 +196,8 @@ def integrate(
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Seed of all randomness: same seed, same file.")
     ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove batch effects from IN.h5ad and write the result to OUT.h5ad.
 
@@ -210,17 +218,14 @@ def integrate(
             param_hint="'--learn'",
         )
 
-    def say(text: str) -> None:
-        if not quiet:
-            typer.echo(text)
-
+    say = speaker(quiet)
     with clear_errors(quiet):
         with (
             whole_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
         ):
             adata = read_file(source, say)
-            key = batch_key[0] if len(batch_key) == 1 else batch_key
+            key = one_or_several(batch_key)
             from bioren.annotations import read_labels
 
             for labels_key in learn or []:
@@ -231,7 +236,7 @@ def integrate(
             bioren.tl.integrate(
                 adata,
                 key,
-                reference=reference[0] if reference and len(reference) == 1 else reference or None,
+                reference=one_or_several(reference),
                 layer=layer,
                 labels_key=labels,
                 covariates=covariate,
@@ -282,9 +287,7 @@ def map_query(
             "Without it, all cells are one sample.",
         ),
     ] = None,
-    layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Read log-expression here instead of in X.")
-    ] = None,
+    layer: Layer = None,
     genes_key: Annotated[
         str | None,
         typer.Option(
@@ -296,7 +299,7 @@ def map_query(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT.h5ad if it exists.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Map the cells of QUERY.h5ad onto the reference in MODEL, and write them to OUT.h5ad.
 
@@ -312,11 +315,7 @@ def map_query(
     If anything goes wrong, OUT.h5ad is left as it was, or absent, and the exit code is 1 (2 for
     a wrong option).
     """
-
-    def say(text: str) -> None:
-        if not quiet:
-            typer.echo(text)
-
+    say = speaker(quiet)
     with clear_errors(quiet), whole_targets(source, [target], overwrite=overwrite) as paths:
         if same_file(reference, target):
             raise FileExistsError(f"{target} is the reference itself: name another file.")
@@ -325,7 +324,7 @@ def map_query(
         adata = read_file(source, say)
         if layer is None:
             normalize(adata, say, model.population_.target_sum)
-        key = (batch_key[0] if len(batch_key) == 1 else batch_key) if batch_key else None
+        key = one_or_several(batch_key)
         bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
         n_genes = int(adata.var["bioren_mapped"].sum())
         say(f"{n_genes:,} of its genes are among the reference's {len(model.genes_):,}")
@@ -361,16 +360,9 @@ def effects(
             metavar="OUT.csv", help="Table to write, a row per sample and gene; or OUT.csv.gz."
         ),
     ] = None,
-    condition: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    condition: Condition = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Report the batch effect of each sample on each gene, as a page, a table, or both.
 
@@ -390,10 +382,7 @@ def effects(
             param_hint="'--report'",
         )
 
-    def say(text: str) -> None:
-        if not quiet:
-            typer.echo(text)
-
+    say = speaker(quiet)
     targets = [path for path in (report, table) if path is not None]
     with clear_errors(quiet):
         for path in targets:
@@ -444,7 +433,7 @@ def _find_effects(
         if not batch_key or batch_key == list_of(before.batch_key):
             say(f"effects of {len(before.samples)} samples, found before, from uns['bioren']")
             return
-    key = batch_key[0] if len(batch_key) == 1 else batch_key
+    key = one_or_several(batch_key)
     prepare(adata, key, None, VARIABLE_GENES, say)
     say("comparing samples within cell states, then training while it helps")
     bioren.tl.integrate(adata, key, condition_key=condition, progress=progress)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,7 +15,26 @@ if TYPE_CHECKING:
 
     from bioren.annotations import BatchKey
 
-__all__ = ["clear_errors", "normalize", "prepare", "read_file", "same_file", "whole_targets"]
+__all__ = [
+    "clear_errors",
+    "normalize",
+    "one_or_several",
+    "prepare",
+    "read_file",
+    "same_file",
+    "speaker",
+    "whole_targets",
+]
+
+
+def speaker(quiet: bool) -> Callable[[str], None]:
+    """Return what prints a line, or nothing at all."""
+    return (lambda text: None) if quiet else typer.echo
+
+
+def one_or_several(names: list[str] | None) -> Any:
+    """Return what a repeatable option names: None, one name, or a list of names."""
+    return names[0] if names and len(names) == 1 else names or None
 
 
 @contextmanager

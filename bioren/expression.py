@@ -79,7 +79,7 @@ class ExpressionBridge:
             genes = slice(start, start + step)
             some = by_state.of_genes(genes)
             scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
-            bridged = Moments(some.count, scale * some.mean + level, scale**2 * some.m2)
+            bridged = some.moved(scale, level)
             if onto is None:
                 left, center = _left_between_samples(bridged, in_reference)
             else:

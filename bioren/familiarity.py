@@ -263,12 +263,11 @@ def averaging(
 def _from_centers(z: np.ndarray, frame: Frame, states: np.ndarray) -> np.ndarray:
     """Return each cell's squared distance from the nearest center, in units of its variance."""
     embedded = frame.embedded
-    weight = embedded.count / max(embedded.count.sum(), TINY)
-    least = LEAST_VARIANCE * (weight @ embedded.var())
+    variance, weight = embedded.var(), embedded.count / max(embedded.count.sum(), TINY)
+    variance = np.maximum(variance, np.maximum(LEAST_VARIANCE * (weight @ variance), TINY))
     nearest = np.full(len(z), np.inf)
     for state in states:
-        variance = np.maximum(np.maximum(embedded.var()[state], least), TINY)
-        distance = (np.square(z - embedded.mean[state]) / variance).mean(axis=1)
+        distance = (np.square(z - embedded.mean[state]) / variance[state]).mean(axis=1)
         nearest = np.minimum(nearest, distance)
     return nearest
 

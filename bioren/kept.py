@@ -1,4 +1,4 @@
-"""What strength and limits leave of the samples' effects, in the embedding."""
+"""What strength and limits leave of the samples' effects, in embedding and expression."""
 
 from __future__ import annotations
 
@@ -6,12 +6,48 @@ import math
 
 import numpy as np
 
-from bioren.alignment import Alignment
+from bioren.alignment import Alignment, Removal
 from bioren.blocks import Block
 from bioren.bridge import AffineBridge
+from bioren.expression import ExpressionBridge
+from bioren.moments import Moments
 from bioren.projection import Projection
+from bioren.strata import Strata
 
-__all__ = ["embedding_of_kept", "within_limits"]
+__all__ = ["embedding_of_kept", "expression_bridge", "within_limits"]
+
+
+def expression_bridge(
+    by_state: Moments,
+    alignment: Alignment,
+    removal: Removal,
+    *,
+    in_reference: np.ndarray | None = None,
+    onto: Strata | None = None,
+) -> ExpressionBridge:
+    """Return the bridge of expression by state, within strength and limits.
+
+    Parameters
+    ----------
+    by_state
+        Groups ``(samples, states)``: log-expression as it was measured.
+    alignment
+        Effects and bridges of the samples.
+    removal
+        How much is removed.
+    in_reference, onto
+        As for `ExpressionBridge.fit`.
+    """
+    spread = alignment.reference.std()
+    return ExpressionBridge.fit(
+        by_state,
+        alignment.full,
+        kept=alignment.bridges,
+        in_reference=in_reference,
+        onto=onto,
+        strength=removal.strength,
+        most=removal.d_max * np.where(spread > 0, spread, 1.0),
+    )
 
 
 def within_limits(

@@ -16,17 +16,16 @@ from bioren.blocks import Block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
 from bioren.by_sample import result_dtype
 from bioren.denoising import Denoiser
-from bioren.expression import ExpressionBridge
 from bioren.familiarity import Familiarity, averaging, calibrate, distances
 from bioren.genes import MatchedGenes
-from bioren.kept import embedding_of_kept, within_limits
+from bioren.kept import embedding_of_kept, expression_bridge, within_limits
 from bioren.label_transfer import LabelTransfer
 from bioren.mapping import Frame, map_sample, stack
 from bioren.messages import listed
 from bioren.moments import Moments
 from bioren.population import Population
 from bioren.shifts import TINY
-from bioren.states import CellFacts, ConditionalBridge
+from bioren.states import CellFacts, ConditionalBridge, depth
 from bioren.strata import strata_of
 from bioren.training import embed_bridged
 
@@ -66,6 +65,8 @@ class Mapped(NamedTuple):
         Moments of each sample as measured, groups ``(samples, states)``.
     reference
         The population that it was mapped onto.
+    batches
+        Sample of each cell.
     """
 
     embedding: np.ndarray
@@ -77,6 +78,7 @@ class Mapped(NamedTuple):
     alignment: Alignment
     by_state: Moments
     reference: Population
+    batches: Batches
 
     def expression(self, x: Any) -> np.ndarray:
         """Return the corrected expression of all genes of a query, those not in common as in `x`.
@@ -237,6 +239,7 @@ class Mapper:
             alignment,
             by_state,
             self.population,
+            batches,
         )
 
     def add(
@@ -277,7 +280,7 @@ class Mapper:
             expected.mean[:, genes] = mapped.by_state.mean[row]
             expected.m2[:, genes] = mapped.by_state.m2[row]
             n_genes = len(population.genes)
-            bridge = AffineBridge(np.ones(n_genes), np.zeros(n_genes))
+            bridge = AffineBridge.identity(n_genes)
             full = mapped.alignment.full
             bridge.scale[genes], bridge.shift[genes] = full.scale[row], full.shift[row]
             population = population.add(name, expected, bridge, in_reference=in_reference)
@@ -292,7 +295,6 @@ class Mapper:
         seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
         inputs = place[columns[seen]]  # among the network's
         some = x[:, seen]
-        detected = np.asarray((some != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
         frame = Frame(self.population.strata, self.states, self.embedded).of_genes(columns)
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
         # In gene space first, where a turn costs little.
@@ -304,7 +306,7 @@ class Mapper:
 
         mapped = map_sample(
             x,
-            np.hstack([np.log1p(detected), covariates]),
+            np.hstack([depth(some), covariates]),
             frame,
             encode,
             variable=(some, seen),
@@ -315,26 +317,18 @@ class Mapper:
         alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
         placed = mapped.placed
         one = np.zeros(x.shape[0], dtype=np.intp)
-        strength, limits = self.removal.strength, self.removal.max_removed
-        d_max = np.inf if limits is None else limits[1]
 
         of_some = alignment.of_genes(seen)
         loadings = self.network.components.detach().cpu().numpy()[inputs]
         shifts = placed.shifts[None]
-        removed = within_limits(strength * shifts, of_some, loadings, d_max)
+        removed = within_limits(
+            self.removal.strength * shifts, of_some, loadings, self.removal.d_max
+        )
         kept = placed.share @ (shifts - removed)[0]
         kept += embedding_of_kept(some, one, of_some, loadings)
         embedding = self.denoiser.apply(placed.full, placed.share) + kept
 
-        spread = alignment.reference.std()
-        expression = ExpressionBridge.fit(
-            mapped.by_state,
-            alignment.full,
-            kept=alignment.bridges,
-            onto=frame.strata,
-            strength=strength,
-            most=d_max * np.where(spread > 0, spread, 1.0),
-        )
+        expression = expression_bridge(mapped.by_state, alignment, self.removal, onto=frame.strata)
         corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= FEWEST_TO_JUDGE:
@@ -350,7 +344,7 @@ class Mapper:
             return frame
         by_state = self.population.strata.by_state.of_genes(self.population.variable)
         squared = self.network.components.detach().cpu().numpy() ** 2
-        nothing = AffineBridge(np.ones((1, 1)), np.zeros((1, 1)))
+        nothing = AffineBridge.identity(1, 1)
         (whole, width), (seen, seen_width) = (
             (
                 embed_bridged(self.network, self._inputs(by_state.mean[:, of], of, nothing)),

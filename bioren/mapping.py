@@ -104,8 +104,7 @@ def map_sample(
     some, columns = variable
     of_some = frame.strata.of_genes(columns)
     one = np.zeros(x.shape[0], dtype=np.intp)
-    nothing = AffineBridge(np.ones((1, len(columns))), np.zeros((1, len(columns))))
-    bridge = start or nothing
+    bridge = start or AffineBridge.identity(1, len(columns))
     overlaps: list[np.ndarray] = []
     for turn in range(turns):
         bridged = encode(bridge)

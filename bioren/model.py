@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,17 +41,15 @@ from bioren.cells import (
 )
 from bioren.denoising import Denoiser, reliability
 from bioren.diagnosis import Diagnosis, alone, structure_removed, warn_structure
-from bioren.expression import ExpressionBridge
 from bioren.genes import match_genes
-from bioren.kept import embedding_of_kept, within_limits
+from bioren.kept import embedding_of_kept, expression_bridge, within_limits
 from bioren.label_transfer import LabelTransfer
 from bioren.mapper import Mapped, Mapper
-from bioren.moments import Moments
 from bioren.population import LEAST_CELLS, Population
 from bioren.projection import Projection, gather_rows
 from bioren.reference import Reference, read_reference
 from bioren.shifts import sample_sums
-from bioren.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.states import CellFacts, ConditionalBridge, default_n_states, depth
 from bioren.strata import moments_by_state
 from bioren.training import Epoch, TrainingOptions, decode, embed, fit_network
 
@@ -504,7 +501,7 @@ class RenormAutoencoder:
         )
         loadings = self._loadings()
         self.states_ = states.limited(
-            lambda shifts: within_limits(shifts, of_variable, loadings, self._d_max)
+            lambda shifts: within_limits(shifts, of_variable, loadings, self._removal.d_max)
         )
         full, share, _ = self.states_.place(z, facts)
         self.reliability_ = reliability(
@@ -524,7 +521,9 @@ class RenormAutoencoder:
             by_state = moments_by_state(
                 some, facts.codes[controls], len(batches.names), share[controls]
             )
-        self.expression_ = self._bridge_expression(by_state, in_reference)
+        self.expression_ = expression_bridge(
+            by_state, self.alignment_, self._removal, in_reference=in_reference
+        )
         self.diagnosis_ = self._diagnose(variable, facts.codes, share)
         warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
         self.mapper_ = Mapper.fit(
@@ -566,8 +565,7 @@ class RenormAutoencoder:
 
     def _facts(self, adata: AnnData, batches: Batches, variable: Block) -> CellFacts:
         """Read what is known of the cells; the first covariate is how many genes are detected."""
-        detected = np.asarray((variable != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
-        covariates = np.hstack([np.log1p(detected), read_covariates(adata, self.covariates_)])
+        covariates = np.hstack([depth(variable), read_covariates(adata, self.covariates_)])
         labels = None
         if self.labels_key_ is not None and self.labels_key_ in adata.obs:
             labels, _ = read_labels(adata, self.labels_key_, names=self.labels_)
@@ -593,26 +591,12 @@ class RenormAutoencoder:
             recipe={"bioren": bioren.__version__, "target_sum": target_sum(cells.x)},
         )
 
-    def _bridge_expression(
-        self, by_state: Moments, in_reference: np.ndarray | None
-    ) -> ExpressionBridge:
-        effects = self.alignment_
-        spread = effects.reference.std()
-        return ExpressionBridge.fit(
-            by_state,
-            effects.full,
-            kept=effects.bridges,
-            in_reference=in_reference,
-            strength=self.strength,
-            most=self._d_max * np.where(spread > 0, spread, 1.0),
-        )
-
     def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:
         """Compare the cells' places along the components before and after all bridges."""
         of_variable = self._of_variable
         projection = Projection(of_variable.reference.mean, self._loadings())
         bridges = of_variable.bridges
-        nothing = AffineBridge(np.ones_like(bridges.scale), np.zeros_like(bridges.shift))
+        nothing = AffineBridge.identity(*bridges.scale.shape)
         before = projection.apply(x, codes, nothing)
         after = projection.apply(x, codes, bridges) - self.states_.removed(share, codes)
         n_samples = len(self.samples_)
@@ -635,11 +619,6 @@ class RenormAutoencoder:
     @property
     def _removal(self) -> Removal:
         return Removal(self.strength, max_removed=self.max_removed)
-
-    @property
-    def _d_max(self) -> float:
-        """Return how many standard deviations a gene may be moved by."""
-        return math.inf if self.max_removed is None else self.max_removed[1]
 
     @property
     def _of_variable(self) -> Alignment:

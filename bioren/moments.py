@@ -130,6 +130,16 @@ class Moments:
         m2 = self.m2 + other.m2 + difference**2 * (self.count * share)[..., None]
         return type(self)(count, mean, m2)
 
+    def moved(self, scale: Array, shift: Array) -> Self:
+        """Return the moments of ``scale * x + shift``.
+
+        Parameters
+        ----------
+        scale, shift
+            Of shapes that broadcast with `mean`.
+        """
+        return type(self)(self.count, scale * self.mean + shift, scale**2 * self.m2)
+
     def subtract(self, other: Moments) -> Self:
         """Return the moments of what is left once the cells of `other` are taken out again.
 

@@ -128,9 +128,8 @@ class Population:
     def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
         scale, shift = self.bridges.scale[:, None, genes], self.bridges.shift[:, None, genes]
-        measured = self.by_state.of_genes(genes)
-        mean = scale * measured.mean + shift
-        return Moments(measured.count.astype(np.float64), mean, scale**2 * measured.m2)
+        moved = self.by_state.of_genes(genes).moved(scale, shift)
+        return Moments(moved.count.astype(np.float64), moved.mean, moved.m2)
 
     @property
     def digest(self) -> str:
@@ -279,7 +278,7 @@ class Population:
             self,
             samples=[name],
             by_state=_single(by_state[None]),
-            bridges=AffineBridge(bridge.scale[None], bridge.shift[None]),
+            bridges=bridge[None],
             in_reference=np.array([in_reference]),
             published=None,
             pooled=None,
@@ -332,7 +331,8 @@ class Population:
             msg = "This population was published: its samples are pooled, and none can be chosen."
             raise ValueError(msg)
         chosen = np.ones(len(self.samples), dtype=bool) if samples is None else self._named(samples)
-        return self._compared(chosen)
+        alignment = compare(standardize(self.by_state, chosen), Removal())
+        return replace(self, bridges=alignment.full, in_reference=chosen)
 
     def publish(
         self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
@@ -387,7 +387,7 @@ class Population:
             self,
             samples=[POOLED],
             by_state=_single(strata.by_state[None]),
-            bridges=_identity(1, len(self.genes)),
+            bridges=AffineBridge.identity(1, len(self.genes)),
             in_reference=np.ones(1, dtype=bool),
             published={name: int(n) for name, n in some.cells.items()},
             pooled=some._as_one(states),
@@ -523,10 +523,6 @@ class Population:
             + (", published" if self.published is not None else "")
         )
 
-    def _compared(self, in_reference: np.ndarray) -> Self:
-        alignment = compare(standardize(self.by_state, in_reference), Removal())
-        return replace(self, bridges=alignment.full, in_reference=in_reference)
-
     def _named(self, samples: str | Sequence[str]) -> np.ndarray:
         wanted = [samples] if isinstance(samples, str) else list(samples)
         unknown = [name for name in wanted if name not in self.samples]
@@ -564,7 +560,7 @@ class Population:
             published=self._published(cells[np.isin(stands_for, samples)], self),
             pooled=self.pooled if POOLED in samples else None,
             by_state=self.by_state[some],
-            bridges=AffineBridge(self.bridges.scale[some], self.bridges.shift[some]),
+            bridges=self.bridges[some],
             in_reference=in_reference,
         )
 
@@ -575,7 +571,7 @@ class Population:
         by_state = _single(Moments.empty((len(names), n_states), n_genes))
         by_state.count[rows] = self.by_state.count
         by_state.mean[rows], by_state.m2[rows] = self.by_state.mean, self.by_state.m2
-        bridges = _identity(len(names), n_genes)
+        bridges = AffineBridge.identity(len(names), n_genes)
         bridges.scale[rows], bridges.shift[rows] = self.bridges.scale, self.bridges.shift
         in_reference = np.zeros(len(names), dtype=bool)
         in_reference[rows] = self.in_reference
@@ -612,7 +608,3 @@ def _single(moments: Moments) -> Moments:
     return Moments(
         *(np.asarray(of, dtype=np.float32) for of in (moments.count, moments.mean, moments.m2))
     )
-
-
-def _identity(n_samples: int, n_genes: int) -> AffineBridge:
-    return AffineBridge(np.ones((n_samples, n_genes)), np.zeros((n_samples, n_genes)))

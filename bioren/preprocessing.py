@@ -10,7 +10,6 @@ from bioren.alignment import MAX_REMOVED, Removal, align, warn_apart
 from bioren.annotations import (
     BatchKey,
     check_condition,
-    read_batches,
     read_controls,
     read_shared_labels,
 )
@@ -25,7 +24,7 @@ from bioren.cells import (
 )
 from bioren.projection import gather_rows
 from bioren.record import write_record
-from bioren.reference import Reference, read_reference, reference_text
+from bioren.reference import Reference, read_samples, reference_text
 from bioren.states import CellFacts
 
 if TYPE_CHECKING:
@@ -117,11 +116,7 @@ def bridge(
     """
     check_strength(strength)
     check_writable(adata, copy=copy)
-    # A single sample can be brought to another population.
-    batches = read_batches(adata, batch_key, single=True)
-    in_reference, population = read_reference(reference, batches)
-    if population is None:
-        batches = read_batches(adata, batch_key)
+    batches, in_reference, population = read_samples(adata, batch_key, reference)
     if population is not None and (labels_key is not None or not standardize):
         msg = (
             "A population compares samples within its own states: leave out labels_key and "

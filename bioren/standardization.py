@@ -125,7 +125,7 @@ def standardize_onto(
     prior_cells
         As in `standardize`.
     """
-    known = strata.by_state
+    known, within = strata.by_state, strata.by_state.var()
     n_known = np.maximum(known.count, TINY)
     cells = by_state.count.sum(axis=1)
     trusted = known.count / (known.count + prior_cells)
@@ -135,12 +135,12 @@ def standardize_onto(
     weight = strata.composition * trusted * by_state.count / (by_state.count + prior_cells)
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
     shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
-    ratio = _variance_ratio(by_state, known.var(), weight, prior_cells)
+    ratio = _variance_ratio(by_state, within, weight, prior_cells)
     squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
 
     reference = strata.whole()
     samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
-    return Standardized(samples, reference, np.sqrt(squared @ known.var()), overlap)
+    return Standardized(samples, reference, np.sqrt(squared @ within), overlap)
 
 
 def _as_if_shifted(

@@ -24,6 +24,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from bioren.blocks import Block
 from bioren.clusters import (
     StateOptions,
     allowed_states,
@@ -52,6 +53,7 @@ __all__ = [
     "Round",
     "StateOptions",
     "default_n_states",
+    "depth",
     "frozen_states",
 ]
 
@@ -331,6 +333,19 @@ class ConditionalBridge:
             if _relative_change(before, moved) < 1e-3:
                 break
         return Newcomer(moved, share, shifts[0])
+
+
+def depth(x: Block) -> np.ndarray:
+    """Return the first covariate of all cells: ``log(1 + number of genes detected)``.
+
+    Parameters
+    ----------
+    x
+        Log-expression in memory, shape ``(cells, genes)``.
+    """
+    detected = np.asarray((x != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
+    found: np.ndarray = np.log1p(detected)
+    return found
 
 
 def frozen_states(centers: np.ndarray) -> ConditionalBridge:

@@ -11,10 +11,9 @@ import pandas as pd
 
 from bioren.alignment import MAX_REMOVED
 from bioren.annotations import (
+    Batches,
     BatchKey,
     check_condition,
-    one_sample,
-    read_batches,
     read_controls,
     read_covariates,
     read_shared_labels,
@@ -23,7 +22,7 @@ from bioren.cells import check_strength, check_writable, read_embedding, read_ma
 from bioren.files import check_target
 from bioren.model import RenormAutoencoder, load
 from bioren.record import diagnosis_table, read_effects, write_record
-from bioren.reference import Reference, read_reference, reference_text
+from bioren.reference import Reference, read_samples, reference_text
 from bioren.states import CellFacts, ConditionalBridge
 from bioren.training import TrainingOptions
 
@@ -152,7 +151,7 @@ def integrate(
     check_writable(adata, copy=copy)
     if use_rep is not None:
         of_genes = layer is not None or decoded or max_removed != MAX_REMOVED
-        population = read_reference(reference, read_batches(adata, batch_key))[1]
+        batches, in_reference, population = read_samples(adata, batch_key, reference)
         if of_genes or save_model is not None or population is not None:
             msg = (
                 f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
@@ -161,10 +160,10 @@ def integrate(
             raise ValueError(msg)
         embedding = _integrate_embedding(
             adata,
-            batch_key,
+            batches,
             use_rep,
             condition_key=condition_key,
-            reference=reference,
+            in_reference=in_reference,
             labels_key=labels_key,
             covariates=covariates,
             controls_key=controls_key,
@@ -175,10 +174,10 @@ def integrate(
         adata.obsm[key_added] = embedding
         return adata if copy else None
 
-    # A single sample can be brought to another population, or be a reference itself.
-    population = read_reference(reference, read_batches(adata, batch_key, single=True))[1]
-    alone = population is not None or save_model is not None
-    batches = read_batches(adata, batch_key, single=alone)
+    # A single sample can be a reference itself.
+    batches, _, population = read_samples(
+        adata, batch_key, reference, single=save_model is not None
+    )
     if save_model is not None:
         check_target(Path(save_model))
     options = (training or TrainingOptions())._replace(progress=progress)
@@ -310,9 +309,7 @@ def map_query(
         model = load(model)
     mapped = model.map(adata, batch_key=batch_key, layer=layer, genes_key=genes_key)
     whole = mapped.expression(read_matrix(adata, layer))
-    batches = one_sample(adata)
-    if batch_key is not None:
-        batches = read_batches(adata, batch_key, single=True)
+    batches = mapped.batches
     is_mapped = np.zeros(adata.n_vars, dtype=bool)
     is_mapped[mapped.genes.query] = True
 
@@ -418,10 +415,10 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
 
 def _integrate_embedding(
     adata: AnnData,
-    batch_key: BatchKey,
+    batches: Batches,
     use_rep: str,
     *,
-    reference: Reference,
+    in_reference: np.ndarray | None,
     labels_key: str | None,
     covariates: Sequence[str] | None,
     controls_key: str | None,
@@ -429,7 +426,6 @@ def _integrate_embedding(
     strength: float,
     rng: int | np.random.Generator,
 ) -> np.ndarray:
-    batches = read_batches(adata, batch_key)
     z = read_embedding(adata, use_rep)
     check_condition(adata, condition_key, batches)
     labels, _ = read_shared_labels(adata, labels_key, batches)
@@ -440,7 +436,7 @@ def _integrate_embedding(
         facts.of(controls),
         len(batches.names),
         rng=np.random.default_rng(rng),
-        in_reference=read_reference(reference, batches)[0],
+        in_reference=in_reference,
         strength=strength,
     )
     return states.apply(z, facts)

@@ -18,12 +18,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 from mappers import METHODS
 from scipy.sparse import csr_matrix
 
@@ -178,3 +180,44 @@ def paths_of(data: list[str], parser: argparse.ArgumentParser) -> list[Path]:
     if missing:
         parser.error(f"there is no {', '.join(missing)}: name files, or set BIOREN_DATA")
     return paths
+
+
+def tabulate(
+    name: str,
+    options: argparse.Namespace,
+    cases: Iterable[Iterable[Case]],
+    rows_of: Callable[[Case, argparse.Namespace, list[str]], Iterator[dict]],
+    line: Callable[[dict], str],
+    report: Callable[[pd.DataFrame], str],
+) -> None:
+    """Run all cases, printing a line per row; after each data set write NAME.csv and NAME.md.
+
+    Parameters
+    ----------
+    name
+        Of the tables.
+    options
+        See `parser_of`.
+    cases
+        Those of each data set.
+    rows_of
+        Yields the rows of a case, and appends what failed.
+    line, report
+        Return what is printed of a row, and the tables as Markdown.
+    """
+    warnings.simplefilter("ignore")
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows, failed, text = [], [], ""
+    for of_one_set in cases:
+        for case in of_one_set:
+            for row in rows_of(case, options, failed):
+                rows.append(row)
+                print(line(row), flush=True)
+        if rows:
+            table = pd.DataFrame(rows)
+            table.to_csv(options.output / f"{name}.csv", index=False)
+            text = report(table)
+            (options.output / f"{name}.md").write_text(text, encoding="utf-8")
+    print("\n" + text)
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")

@@ -17,13 +17,11 @@ run, and held_out_types.md, which is printed as well.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cases import Case, parser_of, paths_of, read, runs, split
+from cases import Case, parser_of, paths_of, read, runs, split, tabulate
 from mappers import METHODS
 from run import markdown, number
 from sklearn.metrics import roc_auc_score
@@ -90,32 +88,19 @@ def report(rows: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def line(row: dict) -> str:
+    return (
+        f"{row['data']}, {row['batch']} without {row['type']}: {row['method']}, "
+        f"seed {row['seed']}: AUC {row['auc']:.3f}, found {row['found']:.3f}"
+    )
+
+
 def main() -> None:
     parser = parser_of(__doc__, list(METHODS))
     options = parser.parse_args()
     options.methods = [name for name in options.methods if METHODS[name].scores]
     paths = paths_of(options.data, parser)
-    warnings.simplefilter("ignore")
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], []
-    for path in paths:
-        for case in cases(path):
-            for row in rows_of(case, options, failed):
-                rows.append(row)
-                print(
-                    f"{row['data']}, {case.batch} without {case.without}: {row['method']}, "
-                    f"seed {row['seed']}: AUC {row['auc']:.3f}, found {row['found']:.3f}",
-                    flush=True,
-                )
-        if rows:
-            table = pd.DataFrame(rows)
-            table.to_csv(options.output / "held_out_types.csv", index=False)
-            text = report(table)
-            (options.output / "held_out_types.md").write_text(text, encoding="utf-8")
-    if rows:
-        print("\n" + text)
-    if failed:
-        sys.exit(f"failed: {'; '.join(failed)}")
+    tabulate("held_out_types", options, map(cases, paths), rows_of, line, report)
 
 
 if __name__ == "__main__":

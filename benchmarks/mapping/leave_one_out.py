@@ -15,12 +15,9 @@ leave_one_out.csv, a row per run, and leave_one_out.md, which is printed as well
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 import numpy as np
 import pandas as pd
-from cases import Case, parser_of, paths_of, read, runs, split
+from cases import Case, parser_of, paths_of, read, runs, split, tabulate
 from mappers import METHODS, NEIGHBORS
 from run import markdown, number
 from sklearn.metrics import accuracy_score, f1_score
@@ -100,32 +97,20 @@ def cell(by_batch: pd.DataFrame, name: str, batch: str) -> str:
     return f"{number(accuracy)} ({number(macro)})"
 
 
+def line(row: dict) -> str:
+    return (
+        f"{row['data']}, {row['batch']}: {row['method']}, seed {row['seed']}: "
+        f"{row['accuracy']:.3f}, {row['macro_f1']:.3f}, {row['seconds']:.1f} s "
+        f"after {row['fit_seconds']:.1f} s"
+    )
+
+
 def main() -> None:
     parser = parser_of(__doc__, list(METHODS))
     options = parser.parse_args()
     paths = paths_of(options.data, parser)
-    warnings.simplefilter("ignore")
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], []
-    for path in paths:
-        for batch in read(path).obs["batch"].cat.categories:
-            for row in rows_of(Case(path, batch), options, failed):
-                rows.append(row)
-                print(
-                    f"{row['data']}, {batch}: {row['method']}, seed {row['seed']}: "
-                    f"{row['accuracy']:.3f}, {row['macro_f1']:.3f}, {row['seconds']:.1f} s "
-                    f"after {row['fit_seconds']:.1f} s",
-                    flush=True,
-                )
-        if rows:
-            table = pd.DataFrame(rows)
-            table.to_csv(options.output / "leave_one_out.csv", index=False)
-            text = report(table)
-            (options.output / "leave_one_out.md").write_text(text, encoding="utf-8")
-    if rows:
-        print("\n" + text)
-    if failed:
-        sys.exit(f"failed: {'; '.join(failed)}")
+    cases = ((Case(path, b) for b in read(path).obs["batch"].cat.categories) for path in paths)
+    tabulate("leave_one_out", options, cases, rows_of, line, report)
 
 
 if __name__ == "__main__":
