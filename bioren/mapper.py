@@ -326,7 +326,7 @@ class Mapper:
         )
         kept = placed.share @ (shifts - removed)[0]
         kept += embedding_of_kept(some, one, of_some, loadings)
-        embedding = self.denoiser.apply(placed.full, placed.share) + kept
+        embedding = self.denoiser.embedding(placed.full, placed.share, placed.apart) + kept
 
         expression = expression_bridge(mapped.by_state, alignment, self.removal, onto=frame.strata)
         corrected = expression.apply(x, one, placed.share)

@@ -49,7 +49,7 @@ from bioren.population import LEAST_CELLS, Population
 from bioren.projection import Projection, gather_rows
 from bioren.reference import Reference, read_reference
 from bioren.shifts import sample_sums
-from bioren.states import CellFacts, ConditionalBridge, default_n_states, depth
+from bioren.states import CellFacts, ConditionalBridge, Placed, default_n_states, depth
 from bioren.strata import moments_by_state
 from bioren.training import Epoch, TrainingOptions, decode, embed, fit_network
 
@@ -379,8 +379,10 @@ class RenormAutoencoder:
         KeyError, ValueError
             Genes are missing, samples unknown, values not finite.
         """
-        cells, codes, full, share, kept = self._place(adata, batch_key)
-        place: np.ndarray = self.denoiser_.apply(full, share) + kept
+        cells, codes, placed = self._place(adata, batch_key)
+        place: np.ndarray = (
+            self.denoiser_.embedding(placed.full, placed.share, placed.apart) + placed.kept
+        )
         place += embedding_of_kept(
             cells.variable_matrix(), codes, self._of_variable, self._loadings()
         )
@@ -397,9 +399,9 @@ class RenormAutoencoder:
         adata, batch_key
             As for `embed`; all genes of `adata` must be known, in any order.
         """
-        cells, codes, _, share, _ = self._place(adata, batch_key)
+        cells, codes, placed = self._place(adata, batch_key)
         bridge = self.expression_.of_genes(self._known(adata.var_names))
-        return bridge.apply(cells.x, codes, share)
+        return bridge.apply(cells.x, codes, placed.share)
 
     def decode(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> pd.DataFrame:
         """Return denoised expression as if measured in the reference population.
@@ -414,8 +416,9 @@ class RenormAutoencoder:
         pandas.DataFrame
             Cells x variable genes: what the decoder makes of the embedding.
         """
-        _, _, full, share, _ = self._place(adata, batch_key)
-        values = decode(self.network_, self.denoiser_.apply(full, share))
+        _, _, placed = self._place(adata, batch_key)
+        z = self.denoiser_.true_places(placed.full, placed.share, placed.apart)
+        values = decode(self.network_, z)
         return pd.DataFrame(values, index=adata.obs_names, columns=self.variable_genes_)
 
     def __repr__(self) -> str:
@@ -503,7 +506,7 @@ class RenormAutoencoder:
         self.states_ = states.limited(
             lambda shifts: within_limits(shifts, of_variable, loadings, self._removal.d_max)
         )
-        full, share, _ = self.states_.place(z, facts)
+        full, share, _, apart = self.states_.place(z, facts)
         self.reliability_ = reliability(
             variable,
             facts.codes,
@@ -513,7 +516,7 @@ class RenormAutoencoder:
             z.shape[1],
             rng,
         )
-        self.denoiser_ = Denoiser.fit(full, share, self.reliability_)
+        self.denoiser_ = Denoiser.fit(full, share, apart, self.reliability_)
         population = self._population(cells, facts.codes, share, in_reference)
         by_state = population.by_state
         if controls is not None:
@@ -632,13 +635,12 @@ class RenormAutoencoder:
 
     def _place(
         self, adata: AnnData, batch_key: BatchKey | None
-    ) -> tuple[Cells, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the cells, their samples, and what `ConditionalBridge.place` makes of them."""
+    ) -> tuple[Cells, np.ndarray, Placed]:
+        """Return the cells, their samples, and their places in the embedding."""
         cells, batches = self._read(adata, batch_key)
         x = cells.variable_matrix()
         facts = self._facts(adata, batches, x)
-        placed = self.states_.place(embed(self.network_, x, facts.codes), facts)
-        return cells, facts.codes, *placed
+        return cells, facts.codes, self.states_.place(embed(self.network_, x, facts.codes), facts)
 
     def _read(self, adata: AnnData, batch_key: BatchKey | None) -> tuple[Cells, Batches]:
         if self._fitted().population_.published is not None:

@@ -127,7 +127,8 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
         arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
     for i, step in enumerate(mapper.states.rounds):
         arrays |= _prefixed(f"states/{i}", step._asdict())
-    arrays["states/kept"], arrays["states/unit"] = mapper.states.kept, mapper.states.unit
+    for name in ("kept", "apart", "unit"):
+        arrays[f"states/{name}"] = getattr(mapper.states, name)
     if mapper.states.state_labels is not None:
         arrays["states/labels"] = mapper.states.state_labels
     arrays |= _of_moments("embedded", mapper.embedded)
@@ -312,8 +313,11 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
     labels = None
     if "states/labels" in stored.arrays:
         labels = stored.array("states/labels", n_states, kind="i")
-    kept = stored.array("states/kept", n_samples, n_states, dims)
-    return ConditionalBridge(tuple(rounds), stored.number("width", 1e-6), kept, labels, unit)
+    kept, apart = (
+        stored.array(f"states/{name}", n_samples, n_states, dims) for name in ("kept", "apart")
+    )
+    width = stored.number("width", 1e-6)
+    return ConditionalBridge(tuple(rounds), width, kept, apart, labels, unit)
 
 
 def _familiarity(stored: Stored) -> Familiarity:

@@ -5,12 +5,15 @@ Arrays: z cells x dims, shares cells x states, codes cells, tables samples x sta
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bioren.moments import Moments
 
 __all__ = [
     "TINY",
+    "Shifts",
     "covariate_slopes",
     "effective_cells",
     "mixed",
@@ -23,13 +26,30 @@ __all__ = [
 #: Guards divisions by a sum of weights that may be zero; no real weight is as small.
 TINY = 1e-12
 
-#: A shift whose square exceeds that of the sample's median cell so many times is distrusted.
-UNUSUAL = 1.5
+#: A shift is distrusted whose square exceeds the median of the sample's, and its own error, so many
+#: times: by the excess to this power, so that there is little between trust and distrust.
+UNUSUAL, STEEPNESS = 2.0, 8
+
+
+class Shifts(NamedTuple):
+    """What differs between samples within states; samples x states x dims, or states x dims.
+
+    Attributes
+    ----------
+    removed
+        Batch effect, as far as it is certain.
+    apart
+        Too unlike the sample's other shifts for a batch effect: it is left as it is, and cells are
+        not compared across it.
+    """
+
+    removed: np.ndarray
+    apart: np.ndarray
 
 
 def state_shifts(
     by_state: Moments, effective: np.ndarray, in_reference: np.ndarray, prior_cells: float
-) -> np.ndarray:
+) -> Shifts:
     """Estimate each sample's shift from the reference within each state; samples x states x dims.
 
     Ridge regression on the sample, weighted by the share in the state, whose intercept is the
@@ -46,15 +66,11 @@ def state_shifts(
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
     errors = squared_errors(part, effective)  # in units of `within`
-    shrunk = _shrunken(shift, within, by_state.count, errors, others, prior_cells)
-    # Nothing leads to a reference that holds less than a cell of this state.
-    shrunk *= np.minimum(there.sum(axis=0), 1)[:, None]
-    return shrunk
+    found = _shrunken(shift, within, by_state.count, errors, others, prior_cells)
+    return _towards(there.sum(axis=0), found)
 
 
-def shifts_onto(
-    z: np.ndarray, share: np.ndarray, reference: Moments, prior_cells: float
-) -> np.ndarray:
+def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cells: float) -> Shifts:
     """Estimate a sample's shift from a reference that stays as it is, within each state.
 
     Parameters
@@ -70,14 +86,14 @@ def shifts_onto(
 
     Returns
     -------
-    numpy.ndarray
-        Shrunk as by `state_shifts`, shape ``(states, dims)``.
+    Shifts
+        As by `state_shifts`, shape ``(states, dims)``.
     """
     one = np.zeros(len(z), dtype=np.intp)
     by_state = Moments.by_group(z, one, 1, share)
     known = reference.count
     errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
-    shrunk = _shrunken(
+    found = _shrunken(
         by_state.mean - reference.mean,
         reference.var(),
         by_state.count,
@@ -85,8 +101,8 @@ def shifts_onto(
         known[None],
         prior_cells,
     )
-    shift: np.ndarray = (shrunk * np.minimum(known, 1)[:, None])[0]
-    return shift
+    removed, apart = _towards(known, found)
+    return Shifts(removed[0], apart[0])
 
 
 def _shrunken(
@@ -96,7 +112,7 @@ def _shrunken(
     errors: np.ndarray,
     others: np.ndarray,
     prior_cells: float,
-) -> np.ndarray:
+) -> Shifts:
     """Shrink shifts, samples x states x dims, as `state_shifts` says.
 
     Parameters
@@ -118,12 +134,16 @@ def _shrunken(
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * errors).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
     # A state that the reference lacks tells nothing of what is usual.
-    usual = UNUSUAL * _median(square, count * others / (others + 10))[:, None]
-    trust = count / (count + prior_cells)
-    trust = trust * np.minimum(1, usual / np.maximum(square, TINY)) ** 2
-    trust = trust * signal / np.maximum(signal + errors, TINY)
-    shrunk: np.ndarray = shift * trust[..., None]
-    return shrunk
+    usual = _median(square, count * others / (others + 10))[:, None] + errors
+    is_usual = np.minimum(1, UNUSUAL * usual / np.maximum(square, TINY)) ** STEEPNESS
+    trust = count / (count + prior_cells) * is_usual * signal / np.maximum(signal + errors, TINY)
+    return Shifts(shift * trust[..., None], shift * (cells * (1 - is_usual))[..., None])
+
+
+def _towards(there: np.ndarray, found: Shifts) -> Shifts:
+    """Return shifts, none of which leads to a reference with less than a cell of the state."""
+    known = np.minimum(there, 1)[:, None]
+    return Shifts(found.removed * known, found.apart * known)
 
 
 def covariate_slopes(

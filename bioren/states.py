@@ -8,6 +8,7 @@ is shifted away, as in Harmony (Korsunsky et al. 2019, *Nature Methods* 16:1289,
   the caller names;
 * shifts are shrunk as far as their own standard errors explain them, so that samples without a
   batch effect stay as they are;
+* a shift much longer than a sample's others leads from one cell type to another, and is left;
 * covariates such as a cell's depth are regressed out within states, whose own levels stay;
 * known labels, of some cells or all, keep states from reaching over two labels;
 * each round is kept as a pure function of a cell, what is known of it, and its sample.  The
@@ -118,11 +119,14 @@ class Placed(NamedTuple):
         Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
     kept
         What is to stay of the samples' differences: ``full + kept`` is the result.
+    apart
+        How far each cell lies from its states for no batch effect, shape ``(cells, dims)``.
     """
 
     full: np.ndarray
     share: np.ndarray
     kept: np.ndarray
+    apart: np.ndarray
 
 
 class Newcomer(NamedTuple):
@@ -130,7 +134,7 @@ class Newcomer(NamedTuple):
 
     Attributes
     ----------
-    full, share
+    full, share, apart
         As in `Placed`.
     shifts
         What was subtracted in each state, shape ``(states, dims)``.
@@ -138,6 +142,7 @@ class Newcomer(NamedTuple):
 
     full: np.ndarray
     share: np.ndarray
+    apart: np.ndarray
     shifts: np.ndarray
 
 
@@ -153,6 +158,9 @@ class ConditionalBridge:
         Softness of the assignment, as fitted.
     kept
         Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
+    apart
+        What is too unlike a sample's other shifts for a batch effect, of the same shape; see
+        `bioren.shifts.Shifts`.
     state_labels
         Label of each state, which no cell of another label joins, shape ``(states,)``; None: the
         model was fitted without labels.
@@ -163,6 +171,7 @@ class ConditionalBridge:
     rounds: tuple[Round, ...]
     width: float
     kept: np.ndarray
+    apart: np.ndarray
     state_labels: np.ndarray | None
     unit: np.ndarray
 
@@ -229,12 +238,12 @@ class ConditionalBridge:
             slopes, levels = covariate_slopes(
                 z, covariates, facts.codes, share, by_state, options.prior_slope
             )
-            rounds.append(Round(centers, log_odds, shifts, slopes, levels))
+            rounds.append(Round(centers, log_odds, shifts.removed, slopes, levels))
             before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
             if _relative_change(before, moved) < 1e-3:
                 break
         kept = (1 - strength) * rounds[-1].shifts
-        return cls(tuple(rounds), options.width, kept, state_labels, unit)
+        return cls(tuple(rounds), options.width, kept, shifts.apart, state_labels, unit)
 
     def limited(self, limit: Callable[[np.ndarray], np.ndarray]) -> Self:
         """Return the bridge that removes no more than ``limit(shifts)`` of what it removes now."""
@@ -284,7 +293,10 @@ class ConditionalBridge:
                 moved, facts.codes, step.centers, step.log_odds, allowed, self.width
             )
             moved = _moved(z, facts.codes, covariates, share, step)
-        return Placed(moved, share, mixed(share, facts.codes, self.kept).astype(z.dtype))
+        kept, apart = (
+            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.apart)
+        )
+        return Placed(moved, share, kept, apart)
 
     def without_samples(self, states: np.ndarray) -> Self:
         """Return what newcomers are placed by: some of the states, and no sample's shifts."""
@@ -296,7 +308,8 @@ class ConditionalBridge:
             last.slopes[states],
             last.levels[:0, states],
         )
-        return replace(self, rounds=(only,), kept=only.shifts, state_labels=None)
+        nothing = only.shifts
+        return replace(self, rounds=(only,), kept=nothing, apart=nothing, state_labels=None)
 
     def place_newcomer(
         self,
@@ -326,13 +339,13 @@ class ConditionalBridge:
         moved = z
         for _ in range(StateOptions().rounds):
             share = _responsibilities(moved, one, last.centers, even, None, self.width)
-            shifts = shifts_onto(z, share, reference, StateOptions().prior_cells)[None]
+            shifts = shifts_onto(z, share, reference, StateOptions().prior_cells)
             levels = _levels(covariates, share)[None]
-            step = Round(last.centers, even, shifts, last.slopes, levels)
+            step = Round(last.centers, even, shifts.removed[None], last.slopes, levels)
             before, moved = moved, _moved(z, one, covariates, share, step)
             if _relative_change(before, moved) < 1e-3:
                 break
-        return Newcomer(moved, share, shifts[0])
+        return Newcomer(moved, share, (share @ shifts.apart).astype(z.dtype), shifts.removed)
 
 
 def depth(x: Block) -> np.ndarray:
@@ -358,7 +371,8 @@ def frozen_states(centers: np.ndarray) -> ConditionalBridge:
         slopes=np.zeros((n_states, 0, dims)),
         levels=np.zeros((0, n_states, 0)),
     )
-    return ConditionalBridge((only,), StateOptions().width, only.shifts, None, np.ones(0))
+    nothing = only.shifts
+    return ConditionalBridge((only,), StateOptions().width, nothing, nothing, None, np.ones(0))
 
 
 def _responsibilities(

@@ -7,19 +7,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge
-from bioren.denoising import Denoiser, reliability
+from bioren.denoising import WITHIN, Denoiser, reliability
 
 numbers = st.floats(-100, 100, width=32)
 
 
 @st.composite
 def placed(draw):
-    """Draw an embedding, shares in states and reliabilities."""
+    """Draw an embedding, shares in states, what lies apart, and reliabilities."""
     n_cells, n_dims, n_states = (draw(st.integers(1, most)) for most in (12, 4, 3))
     z = draw(arrays(np.float64, (n_cells, n_dims), elements=numbers))
     share = draw(arrays(np.float64, (n_cells, n_states), elements=st.floats(0.01, 1)))
+    apart = draw(arrays(np.float64, (n_cells, n_dims), elements=numbers))
     trust = draw(arrays(np.float64, n_dims, elements=st.floats(0, 1)))
-    return z, share / share.sum(axis=1, keepdims=True), trust
+    return z, share / share.sum(axis=1, keepdims=True), apart, trust
 
 
 # Cells drawn to their states
@@ -27,53 +28,78 @@ def placed(draw):
 
 @given(placed())
 def test_each_cell_lies_between_its_states_centers_and_its_place(given):
-    z, share, trust = given
-    denoiser = Denoiser.fit(z, share, trust)
-    moved = denoiser.apply(z, share)
-    for i in range(len(z)):
-        center = sum(share[i, k] * np.average(z, axis=0, weights=w) for k, w in enumerate(share.T))
-        assert_allclose(moved[i], trust * z[i] + (1 - trust) * center, rtol=1e-6, atol=1e-6)
+    z, share, apart, trust = given
+    denoiser = Denoiser.fit(z, share, apart, trust)
+    for moved, kept in (
+        (denoiser.true_places(z, share, apart), trust),
+        (denoiser.embedding(z, share, apart), WITHIN * trust),
+    ):
+        for i in range(len(z)):
+            centers = [np.average(z - apart, axis=0, weights=w) for w in share.T]
+            center = sum(share[i, k] * center for k, center in enumerate(centers)) + apart[i]
+            assert_allclose(moved[i], kept * z[i] + (1 - kept) * center, rtol=1e-6, atol=1e-6)
 
 
 @given(placed())
 def test_reliable_dimensions_stay_and_noise_goes(given):
-    z, share, _ = given
+    z, share, apart, _ = given
     everything, nothing = np.ones(z.shape[1]), np.zeros(z.shape[1])
-    assert_allclose(Denoiser.fit(z, share, everything).apply(z, share), z, atol=1e-9)
-    noise = Denoiser.fit(z, share, nothing)
-    assert_allclose(noise.apply(z, share), share @ noise.centers, atol=1e-9)
+    found = Denoiser.fit(z, share, apart, everything)
+    assert_allclose(found.true_places(z, share, apart), z, atol=1e-9)
+    noise = Denoiser.fit(z, share, apart, nothing)
+    assert_allclose(noise.true_places(z, share, apart), share @ noise.centers + apart, atol=1e-9)
+    assert_array_equal(noise.embedding(z, share, apart), noise.true_places(z, share, apart))
 
 
 @given(placed())
 def test_states_keep_their_places(given):
     # A cell lies wholly in one state here: with shares, neighbouring states blend a little.
-    z, share, trust = given
+    z, share, apart, trust = given
     whole = np.eye(share.shape[1])[share.argmax(axis=1)]
-    denoiser = Denoiser.fit(z, whole, trust)
-    again = Denoiser.fit(denoiser.apply(z, whole), whole, trust)
-    assert_allclose(again.centers, denoiser.centers, atol=1e-6)
+    denoiser = Denoiser.fit(z, whole, apart, trust)
+    for place in (denoiser.true_places, denoiser.embedding):
+        again = Denoiser.fit(place(z, whole, apart), whole, apart, trust)
+        assert_allclose(again.centers, denoiser.centers, atol=1e-6)
+
+
+@given(placed(), st.floats(-10, 10))
+def test_what_lies_apart_is_drawn_as_if_it_did_not_and_stays_there(given, away):
+    z, share, apart, trust = given
+    together = Denoiser.fit(z - apart, share, np.zeros_like(z), trust)
+    denoiser = Denoiser.fit(z, share, apart, trust)
+    assert_allclose(denoiser.centers, together.centers, atol=1e-6)
+    expected = together.embedding(z - apart, share, np.zeros_like(z)) + apart
+    assert_allclose(denoiser.embedding(z, share, apart), expected, atol=1e-6)
+    moved = denoiser.embedding(z + away, share, apart + away)
+    assert_allclose(moved, expected + away, atol=1e-6)
 
 
 @given(placed(), st.data())
 def test_each_row_depends_on_its_own_cell(given, data):
-    z, share, trust = given
-    denoiser = Denoiser.fit(z, share, trust)
+    z, share, apart, trust = given
+    denoiser = Denoiser.fit(z, share, apart, trust)
     order = data.draw(st.permutations(range(len(z))))
     cells = np.array(order)[: data.draw(st.integers(1, len(z)))]
-    whole = denoiser.apply(z, share)[cells]
-    assert_allclose(denoiser.apply(z[cells], share[cells]), whole, atol=1e-9)
+    for place in (denoiser.true_places, denoiser.embedding):
+        whole = place(z, share, apart)[cells]
+        assert_allclose(place(z[cells], share[cells], apart[cells]), whole, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_type_stays(dtype):
     z, share = np.ones((4, 3), dtype=dtype), np.ones((4, 1), dtype=np.float32)
-    assert Denoiser.fit(z, share, np.full(3, 0.5)).apply(z, share).dtype == dtype
+    denoiser = Denoiser.fit(z, share, np.zeros_like(z), np.full(3, 0.5))
+    assert denoiser.true_places(z, share, np.zeros_like(z)).dtype == dtype
+    assert denoiser.embedding(z, share, np.zeros_like(z)).dtype == dtype
 
 
 def test_a_state_without_cells_changes_nothing():
     z, share = np.arange(6.0).reshape(3, 2), np.array([[1.0, 0.0]] * 3)
-    moved = Denoiser.fit(z, share, np.full(2, 0.5)).apply(z, share)
-    assert_allclose(moved, Denoiser.fit(z, share[:, :1], np.full(2, 0.5)).apply(z, share[:, :1]))
+
+    def moved(share):
+        return Denoiser.fit(z, share, 0 * z, np.full(2, 0.5)).true_places(z, share, 0 * z)
+
+    assert_allclose(moved(share), moved(share[:, :1]))
 
 
 def test_the_true_places_are_nearer_than_those_seen():
@@ -82,11 +108,13 @@ def test_the_true_places_are_nearer_than_those_seen():
     true = share @ np.array([[0, 0], [5, 5]]) + rng.normal(0, [1, 0.3], (1000, 2))
     seen = true + rng.normal(0, 0.6, true.shape)
     trust = np.array([1, 0.3]) ** 2 / (np.array([1, 0.3]) ** 2 + 0.6**2)
-    error = [
-        np.square(Denoiser.fit(seen, share, share_kept).apply(seen, share) - true).mean()
-        for share_kept in (trust, np.ones(2), np.zeros(2))
-    ]
-    assert error[0] < 0.8 * min(error[1:])
+    nothing = np.zeros_like(seen)
+
+    def error(kept):
+        found = Denoiser.fit(seen, share, nothing, kept).true_places(seen, share, nothing)
+        return np.square(found - true).mean()
+
+    assert error(trust) < 0.8 * min(error(np.ones(2)), error(np.zeros(2)))
 
 
 # How much of a component is noise

@@ -107,7 +107,7 @@ def test_each_cell_by_the_formulas(known, strength):
 def test_what_is_carried_over_and_what_is_kept_make_the_result(seed, strength):
     z, facts, _ = informed(seed % 5, n_cells=40)
     bridge = fit(z, facts, seed=seed, n_states=5, strength=strength)
-    full, share, kept = bridge.place(z, facts)
+    full, share, kept, _ = bridge.place(z, facts)
     assert_array_equal(full + kept, bridge.apply(z, facts))
     assert_array_equal(share, bridge.states(z, facts))
     whole = fit(z, facts, seed=seed, n_states=5)
@@ -209,11 +209,11 @@ def test_a_state_that_one_sample_alone_has_keeps_its_neighbours(reference):
 
 
 def slow_shifts(z, codes, share, in_reference):
-    """Return the shifts by their definition, sample by sample and state by state."""
+    """Return what is removed and what lies apart, by definition, sample by sample and state."""
     n_samples, n_states, n_dims = len(in_reference), share.shape[1], z.shape[1]
     count, mean, m2 = by_group(z, codes, n_samples, share)
     effective = count**2 / by_group(z, codes, n_samples, share**2)[0]
-    shifts = np.zeros((n_samples, n_states, n_dims))
+    shifts, apart = np.zeros((2, n_samples, n_states, n_dims))
     error2, square, shared = np.zeros((3, n_samples, n_states))
     for k in range(n_states):
         within = m2[:, k].sum(axis=0) / count[:, k].sum()
@@ -224,6 +224,7 @@ def slow_shifts(z, codes, share, in_reference):
             contrast = own - trust / trust.sum()  # the shift is contrast @ mean
             shift = contrast @ mean[:, k]
             shifts[s, k] = shift * min(1, there.sum()) * count[s, k] / (count[s, k] + 1)
+            apart[s, k] = shift * min(1, there.sum()) * count[s, k] / (count[s, k] + 10)
             error2[s, k] = (contrast**2 / np.maximum(1, effective[:, k])).sum()
             square[s, k] = np.mean(shift**2 / within)
             others = there[~own].sum()
@@ -238,8 +239,10 @@ def slow_shifts(z, codes, share, in_reference):
         usual = min(q for q in square[s] if 2 * shared[s, square[s] <= q].sum() >= shared[s].sum())
         for k in range(n_states):
             shifts[s, k] *= signal / max(signal + error2[s, k], 1e-12)
-            shifts[s, k] *= min(1, 1.5 * usual / max(square[s, k], 1e-12)) ** 2
-    return shifts
+            is_usual = min(1, 2 * (usual + error2[s, k]) / max(square[s, k], 1e-12)) ** 8
+            shifts[s, k] *= is_usual
+            apart[s, k] *= 1 - is_usual
+    return shifts, apart
 
 
 @pytest.mark.parametrize("reference", [[1, 1, 1], [0, 1, 0]])
@@ -248,9 +251,10 @@ def test_shifts_are_shrunk_together_as_defined(effect, reference):
     z, facts, _, _ = embedding(types=((0, 1), (0, 1), (1,)), n_cells=60, effect=effect)
     in_reference = np.array(reference, dtype=bool)
     bridge = fit(z, facts, 3, n_states=4, in_reference=in_reference)
-    expected = slow_shifts(z, facts.codes, bridge.states(z, facts), in_reference)
+    expected, apart = slow_shifts(z, facts.codes, bridge.states(z, facts), in_reference)
     assert np.abs(expected).max() > 0.1
     assert_allclose(bridge.rounds[-1].shifts, expected, atol=1e-5)
+    assert_allclose(bridge.apart, apart, atol=1e-5)
 
 
 def test_an_effect_in_one_sample_leaves_the_others_alone():

@@ -178,7 +178,14 @@ def bioren_states(adata, seed):
 
 def bioren_without_denoising(adata, seed):
     """Return the embedding with each cell where it was measured."""
-    with patch("bioren.model.reliability", lambda *of: np.ones(of[5])):
+    everything = patch("bioren.model.reliability", lambda *of: np.ones(of[5]))
+    with everything, patch("bioren.denoising.WITHIN", 1.0):
+        return bioren(adata, seed)
+
+
+def bioren_with_true_places(adata, seed):
+    """Return the embedding with each cell where it is expected to be."""
+    with patch("bioren.denoising.WITHIN", 1.0):
         return bioren(adata, seed)
 
 
@@ -217,6 +224,7 @@ METHODS = {
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
     "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
     "bioren, no denoising": Method(bioren_without_denoising, "bioren", ("bioren.tools",)),
+    "bioren, true places": Method(bioren_with_true_places, "bioren", ("bioren.tools",)),
     "bioren, no depth": Method(bioren_without_depth, "bioren", ("bioren.tools",)),
     "bioren, plain moments": Method(bioren_without_standardization, "bioren", ("bioren.tools",)),
 }

@@ -16,13 +16,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from methods import harmony
+from methods import METHODS, harmony
 from run import RESULTS
 from scipy.stats import spearmanr, ttest_ind
 from sklearn.neighbors import NearestNeighbors
 
 import bioren
-from data import prepared
+from data import CORE, prepared
 
 #: Interferon-stimulated genes known long before the data (Schoggins 2011, Nature 472:481).
 INTERFERON = ("ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1", "ISG20", "OAS1", "IFI44L", "LY6E")
@@ -155,17 +155,62 @@ def composition():
             yield "composition: most a gene moved, sd", f"donor {donor}", means.max()
 
 
-def one_sample_only():
-    """Each type in turn is taken out of one of two studies: neighbours that its cells keep."""
+def single_sample_types():
+    """Types that one study alone holds: neighbours that their cells keep, beside the peers."""
     adata = public("pbmc_kang_10x3k")
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)[:5000]].copy()
-    study = "kang_ctrl"
-    for kind in ("B", "CD14+ Mono", "NK"):
-        here = ~((adata.obs["batch"] == study) & (adata.obs["cell_type"] == kind)).to_numpy()
-        part = adata[here].copy()
-        z = integrate(part, "batch").obsm["X_bioren"]
-        labels = part.obs["cell_type"].astype(str).to_numpy()
-        yield "type in one sample: purity", kind, purity(z, labels, labels == kind)
+    kinds, study = (adata.obs[key].to_numpy(dtype=str) for key in ("cell_type", "batch"))
+    for kind in ("CD14+ Mono", "NK", "B"):
+        here = (kinds != kind) | (study != "kang_ctrl")
+        part, labels = adata[here].copy(), kinds[here]
+        sc.pp.pca(part, n_comps=50)
+        for method, seeds in {"pca": 1, "harmony": 1, "bioren": 3}.items():
+            for seed in range(seeds):
+                z = METHODS[method].run(part.copy(), seed)
+                share = purity(z, labels, labels == kind)
+                yield f"types of a single sample: purity, {kind}", method, share
+
+
+def unseen_genes():
+    """What neighbours of other samples tell of genes that the embedding has not seen.
+
+    What differs between samples plays no part.  What differs between the cells of a sample does,
+    whether biology or depth, which is seen in all genes.
+    """
+    for name in CORE:
+        adata = public(name)
+        rng = np.random.default_rng(5)
+        apart = rng.permutation(adata.n_vars) < adata.n_vars // 5
+        cells = rng.permutation(adata.n_obs)[:6000]
+        seen, unseen = adata[cells][:, ~apart].copy(), adata.X[cells][:, apart].toarray()
+        sc.pp.pca(seen, n_comps=50)
+        batch = seen.obs["batch"].to_numpy(dtype=str)
+        for method in ("pca", "harmony", "bioren", "bioren, true places", "bioren, no denoising"):
+            told = told_by_others(METHODS[method].run(seen.copy(), 0), batch, unseen)
+            question = f"unseen genes: share told by 15 neighbours of other samples, {name}"
+            yield question, method, told
+
+
+def told_by_others(z: np.ndarray, batch: np.ndarray, x: np.ndarray) -> float:
+    """Return the share of variance within samples that neighbours of other samples tell.
+
+    It is r * |r|, the mean over the genes that vary in a sample; samples count by their cells,
+    those with fewer than 30 not at all.
+    """
+    shares, sizes = [], []
+    for sample in np.unique(batch):
+        here = batch == sample
+        if here.sum() < 30:
+            continue
+        nearest = NearestNeighbors(n_neighbors=15).fit(z[~here]).kneighbors(z[here])[1]
+        own, told = x[here], x[~here][nearest].mean(axis=1)  # cells x genes
+        varies = np.ptp(own, axis=0) > 0
+        own, told = (values[:, varies] - values[:, varies].mean(axis=0) for values in (own, told))
+        norm = np.linalg.norm(own, axis=0) * np.linalg.norm(told, axis=0)
+        r = (own * told).sum(axis=0) / np.where(norm > 0, norm, 1)  # 0 where all are told the same
+        shares.append(np.mean(r * np.abs(r)))
+        sizes.append(here.sum())
+    return float(np.average(shares, weights=sizes))
 
 
 def markers():
@@ -201,7 +246,16 @@ def difference(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
 def main() -> None:
     warnings.simplefilter("ignore")
     rows = []
-    for question in (null_halves, cell_lines, condition, composition, one_sample_only, markers):
+    questions = (
+        null_halves,
+        cell_lines,
+        condition,
+        composition,
+        single_sample_types,
+        unseen_genes,
+        markers,
+    )
+    for question in questions:
         part = pd.DataFrame(question(), columns=["question", "case", "value"])
         rows.append(part)
         print(f"\n{question.__doc__.splitlines()[0]}")
