@@ -72,7 +72,8 @@ class RenormAutoencoder:
     3. The conditional bridge removes what still differs between samples within a cell state of
        the embedding, and what goes with a cell's depth: the number of genes detected in it, and
        covariates that the caller names (`bioren.states`).
-    4. Cells are drawn towards their states as far as their places are noise (`bioren.denoising`).
+    4. Cells are drawn towards their states as far as their places are noise, and for the embedding
+       a little further (`bioren.denoising`).
 
     Parameters
     ----------

@@ -336,4 +336,4 @@ def test_a_real_type_held_out_scores_low(cellbench, position):
     values, found = score(model, cellbench[in_query].copy())
     known = (found.obs["cell_type"] != held_out).to_numpy()
     assert roc_auc_score(known, values) > 0.9
-    assert values[~known].mean() < values[known].mean() - 0.3
+    assert values[~known].mean() < 0.5 * values[known].mean()
