@@ -40,7 +40,7 @@ class Denoiser:
     Attributes
     ----------
     centers
-        Mean place of each state's cells, shape ``(states, dims)``.
+        Mean place of each state's cells but for what lies apart, shape ``(states, dims)``.
     reliability
         Share of the variance within states that is not noise, in [0, 1], shape ``(dims,)``.
     """

@@ -363,7 +363,8 @@ class RenormAutoencoder:
     def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return each cell's place in the reference population, shape ``(cells, n_latent)``.
 
-        It depends on the cell and its sample alone, not on the other cells given.
+        It depends on the cell and its sample alone, not on the other cells given.  Noise within
+        states is drawn in, and distances there count less (`bioren.denoising`).
 
         Parameters
         ----------
@@ -415,7 +416,7 @@ class RenormAutoencoder:
         Returns
         -------
         pandas.DataFrame
-            Cells x variable genes: what the decoder makes of the embedding.
+            Cells x variable genes: what the decoder makes of the cells' expected true places.
         """
         _, _, placed = self._place(adata, batch_key)
         z = self.denoiser_.true_places(placed.full, placed.share, placed.apart)

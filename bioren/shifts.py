@@ -40,7 +40,7 @@ class Shifts(NamedTuple):
         Batch effect, as far as it is certain.
     apart
         Too unlike the sample's other shifts for a batch effect: it is left as it is, and cells are
-        not compared across it.
+        not drawn to one another across it.
     """
 
     removed: np.ndarray
