@@ -276,7 +276,7 @@ class ConditionalBridge:
 
     def states(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
         """Return each cell's share in each state, shape ``(cells, states)``, rows sum to 1."""
-        return self.place(z, facts).share
+        return self._carried(z, facts)[1]
 
     def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
@@ -285,6 +285,14 @@ class ConditionalBridge:
 
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
+        moved, share = self._carried(z, facts)
+        kept, apart = (
+            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.apart)
+        )
+        return Placed(moved, share, kept, apart)
+
+    def _carried(self, z: np.ndarray, facts: CellFacts) -> tuple[np.ndarray, np.ndarray]:
+        """Return the embedding without what is to go, and its states."""
         covariates = _in_units(facts, self.unit)
         allowed = allowed_states(facts.labels, self.state_labels)
         moved = z
@@ -293,10 +301,7 @@ class ConditionalBridge:
                 moved, facts.codes, step.centers, step.log_odds, allowed, self.width
             )
             moved = _moved(z, facts.codes, covariates, share, step)
-        kept, apart = (
-            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.apart)
-        )
-        return Placed(moved, share, kept, apart)
+        return moved, share
 
     def without_samples(self, states: np.ndarray) -> Self:
         """Return what newcomers are placed by: some of the states, and no sample's shifts."""
