@@ -26,9 +26,9 @@ __all__ = [
     "Alignment",
     "Removal",
     "align",
-    "apart_messages",
     "compare",
-    "warn_apart",
+    "isolation_messages",
+    "warn_isolated",
 ]
 
 #: States are sought among so many cells; all cells are then compared within them.
@@ -37,8 +37,8 @@ SKETCH = 5000
 #: By default no gene is rescaled more than twofold, and shifts have no limit.
 MAX_REMOVED = (2.0, math.inf)
 
-#: A sample that overlaps less than this with the others before correction lies apart.
-APART = 0.1
+#: A sample that overlaps less than this with the others before correction is isolated.
+ISOLATED = 0.1
 
 
 class Removal(NamedTuple):
@@ -175,14 +175,16 @@ def align(
         return states.states(z, facts)
 
     # States are first sought in expression as it is, which tells types from samples.  Where an
-    # effect is so strong that a sample lies apart, its plain moments are matched before.
+    # effect is so strong that a sample is isolated, its plain moments are matched before.
     plain = alignment.full[:, genes]
     nothing = AffineBridge.identity(*plain.scale.shape)
     share = find_states(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
-    apart = (overlap_before < APART)[:, None]
-    if apart.any():
-        start = AffineBridge(np.where(apart, plain.scale, 1.0), np.where(apart, plain.shift, 0.0))
+    isolated = (overlap_before < ISOLATED)[:, None]
+    if isolated.any():
+        start = AffineBridge(
+            np.where(isolated, plain.scale, 1.0), np.where(isolated, plain.shift, 0.0)
+        )
         share = find_states(start)
 
     for turn in range(turns):
@@ -196,7 +198,7 @@ def align(
     return alignment._replace(overlap_before=overlap_before)
 
 
-def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
+def warn_isolated(names: Sequence[str], alignment: Alignment) -> None:
     """Warn of samples that have hardly a cell state in common with the others.
 
     Parameters
@@ -208,11 +210,11 @@ def warn_apart(names: Sequence[str], alignment: Alignment) -> None:
     """
     if len(names) == 1:
         return  # a reference by itself: nothing is compared
-    for msg in apart_messages(names, alignment.overlap, alignment.overlap_before):
+    for msg in isolation_messages(names, alignment.overlap, alignment.overlap_before):
         warnings.warn(msg, stacklevel=3)
 
 
-def apart_messages(
+def isolation_messages(
     names: Sequence[str], overlap: np.ndarray, overlap_before: np.ndarray
 ) -> list[str]:
     """Say which samples have hardly a cell state in common with the others; see `Alignment`."""
@@ -227,7 +229,7 @@ def apart_messages(
         )
 
     never = below(LEAST_OVERLAP, overlap)
-    at_first = [name for name in below(APART, overlap_before) if name not in never]
+    at_first = [name for name in below(ISOLATED, overlap_before) if name not in never]
     messages = []
     if never:
         messages.append(

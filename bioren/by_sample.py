@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from bioren.blocks import Block, row_blocks, stacked, to_dense
+from bioren.blocks import Block, row_blocks, stacked
 from bioren.bridge import AffineBridge
 
 __all__ = ["apply_by_sample", "result_dtype", "scale_by_sample", "scale_rows"]
@@ -31,9 +31,17 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
         float64 where `x` is, else float32; computed in float64.
     """
     out = np.empty(x.shape, dtype=result_dtype(x))
+    of_zero = bridges.shift.astype(out.dtype)
     for rows, block in row_blocks(x):
-        scaled = to_dense(scale_rows(block, bridges.scale, codes[rows]))
-        out[rows] = scaled + bridges.shift[codes[rows]]
+        samples = codes[rows]
+        if not sparse.issparse(block):
+            out[rows] = bridges.scale[samples] * block + bridges.shift[samples]
+            continue
+        np.take(of_zero, samples, axis=0, out=out[rows])
+        entries = block.tocoo()
+        of = samples[entries.row], entries.col
+        moved = bridges.scale[of] * entries.data + bridges.shift[of]
+        out[rows][entries.row, entries.col] = moved
     return out
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bioren.alignment import apart_messages
+from bioren.alignment import isolation_messages
 from bioren.annotations import read_batches, read_labels
 from bioren.diagnosis import FEWEST_CELLS, confounded_message, confounding, structure_message
 from bioren.effect_sizes import EffectSizes
@@ -21,6 +21,9 @@ __all__ = ["cautions"]
 
 #: A sample with more than this share of its cells in states of its own is named.
 MUCH_ALONE = 0.1
+
+#: In public sets whose samples have all types in common, up to .11 of a sample stands apart.
+MUCH_APART = 0.2
 
 
 def cautions(
@@ -58,11 +61,12 @@ def cautions(
         found.append(confounded_message(batches.key, condition_key, degree))
     if diagnosis is not None:
         overlap, before = (diagnosis[key].to_numpy() for key in ("overlap", "overlap_before"))
-        found += apart_messages(effects.samples, overlap, before)
+        found += isolation_messages(effects.samples, overlap, before)
         structure = diagnosis["structure_removed"].to_numpy()
         found.append(structure_message(effects.samples, structure, effects.cells))
         alone = diagnosis["alone"].to_numpy()
         found.append(_alone_message(names, alone))
+        found.append(_apart_message(names, diagnosis["apart"].to_numpy()))
     tiny = effects.cells < FEWEST_CELLS
     if tiny.any():
         found.append(
@@ -88,6 +92,18 @@ def _alone_message(names: np.ndarray, alone: np.ndarray) -> str:
         f"{_with_numbers(names[much], alone[much], '.0%')}. These cells had nothing to be compared "
         "with. Either the sample alone has such cells, or they should have been integrated and "
         "were not: look at their markers."
+    )
+
+
+def _apart_message(names: np.ndarray, apart: np.ndarray) -> str:
+    much = apart > MUCH_APART
+    if not much.any():
+        return ""
+    return (
+        "Much of these samples stands apart from the others' cells in the same states, farther "
+        f"than the rest of the sample does: {_with_numbers(names[much], apart[much], '.0%')}. "
+        "It was taken for cell types that the others lack, and left where it was. If it is none, "
+        "name the types (labels_key=...)."
     )
 
 

@@ -18,6 +18,7 @@ from bioren.messages import listed
 __all__ = [
     "Diagnosis",
     "alone",
+    "apart",
     "confounded_message",
     "confounding",
     "structure_message",
@@ -52,6 +53,9 @@ class Diagnosis(NamedTuple):
     alone
         Share of the sample in states of the embedding that no other sample shares, after
         correction.
+    apart
+        Share of the sample that stands apart in its states, too far from the others for a batch
+        effect; see `bioren.shifts.Shifts`.
     structure_removed
         How much the correction changed the sample's own structure, relative to its own variance
         in the embedding; a shift of all cells alike changes nothing.
@@ -60,6 +64,7 @@ class Diagnosis(NamedTuple):
     overlap_before: np.ndarray
     overlap: np.ndarray
     alone: np.ndarray
+    apart: np.ndarray
     structure_removed: np.ndarray
 
 
@@ -75,6 +80,20 @@ def alone(count: np.ndarray) -> np.ndarray:
     others = count.sum(axis=0) - count
     expected = count.sum(axis=0) * (1 - cells / cells.sum())
     share: np.ndarray = (count / cells * (others < ALONE * expected)).sum(axis=1)
+    return share
+
+
+def apart(count: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return the share of each sample that stands apart in its states, shape ``(samples,)``.
+
+    Parameters
+    ----------
+    count
+        Cells by sample and state, shape ``(samples, states)``.
+    usual
+        How far each shift is like the sample's others, of the same shape, in [0, 1].
+    """
+    share: np.ndarray = (count * (1 - usual)).sum(axis=1) / np.maximum(count.sum(axis=1), 1e-12)
     return share
 
 

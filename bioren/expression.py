@@ -3,7 +3,8 @@
 The standardised bridge moves a gene by one amount in all cells of a sample.  A gene that some cell
 types do not express at all has no effect there, and moving it would make a difference out of
 nothing, one that tests between samples find with certainty as there is no noise.  What is left
-between samples within a state after the bridge is therefore removed too, as far as it is certain.
+between samples within a state after the bridge is therefore removed too, as far as it is certain,
+and unless the embedding tells that it is another cell type: see `bioren.shifts.Shifts`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class ExpressionBridge:
         full: AffineBridge,
         *,
         kept: AffineBridge,
+        usual: np.ndarray,
         in_reference: np.ndarray | None = None,
         onto: Strata | None = None,
         strength: float = 1.0,
@@ -61,6 +63,9 @@ class ExpressionBridge:
             The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
         kept
             The bridges that remove what is to be removed; their scale is used.
+        usual
+            How far each sample's shift within a state counts as a batch effect, in [0, 1], shape
+            ``(samples, states)``.
         in_reference
             Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
         onto
@@ -81,9 +86,10 @@ class ExpressionBridge:
             scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
             bridged = some.moved(scale, level)
             if onto is None:
-                left, center = _left_between_samples(bridged, in_reference)
+                left, center = _left_between_samples(bridged, usual, in_reference)
             else:
                 left, center = _left_of_reference(bridged, onto.of_genes(genes))
+            left *= usual[..., None]
             # A sample without cells in a state is taken to be there as its bridge says.
             n = some.count[..., None]
             mean = (n * some.mean + (center - level) / scale) / (n + 1)
@@ -116,7 +122,7 @@ class ExpressionBridge:
 
 
 def _left_between_samples(
-    bridged: Moments, in_reference: np.ndarray
+    bridged: Moments, usual: np.ndarray, in_reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how far samples still lie from the reference in each state, and where that lies.
 
@@ -124,7 +130,8 @@ def _left_between_samples(
     """
     count = bridged.count
     there = count * in_reference[:, None]
-    part = there / (count + PRIOR_CELLS)
+    # Where nothing is usual, the center is the middle of all.
+    part = there / (count + PRIOR_CELLS) * np.maximum(usual, 1e-9)
     part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
     center = np.einsum("sk,skg->kg", part, bridged.mean)
     # Of a state's variance all samples tell together: a sample's single cell has none.

@@ -135,7 +135,7 @@ def distances(
     bridged = near @ scale_rows(x, bridge.scale, one)  # means over neighbours
     found = []
     for states in among:
-        states = np.arange(len(frame.embedded.count)) if states is None else states
+        states = np.arange(len(frame.places.count)) if states is None else states
         share = frame.states.nearest(z, states)
         level, expected = frame.strata.by_state.mean[states], near @ share
         of_genes = np.empty(len(z))
@@ -143,8 +143,8 @@ def distances(
             rows = slice(start, start + BLOCK)
             some = bridged[rows]
             dense = some.toarray() if sparse.issparse(some) else some
-            apart = dense + bridge.shift - expected[rows] @ level
-            of_genes[rows] = np.square(apart).mean(axis=1)
+            unexpected = dense + bridge.shift - expected[rows] @ level
+            of_genes[rows] = np.square(unexpected).mean(axis=1)
         found.append(np.column_stack([near @ _from_centers(z, frame, states), of_genes]))
     return found
 
@@ -189,10 +189,10 @@ def calibrate(
             variable=(some, np.arange(x.shape[1])),
             removal=Removal(),
         )
-        group = _groups(frame.embedded.mean)
+        group = _groups(frame.places.mean)
         home = group[share[cells].argmax(axis=1)]
         withheld, left = [], []
-        there = frame.embedded.count >= FEWEST
+        there = frame.places.count >= FEWEST
         for one in np.unique(home):
             is_known = home != one
             states = np.flatnonzero(there & (group != one))
@@ -210,7 +210,7 @@ def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Familiarity:
     """Fit log odds to how far cells are; in each pair known and unknown cells weigh the same."""
     if not pairs:
         return Familiarity(np.zeros(2), np.ones(2), np.nan, np.nan)
-    found = np.concatenate([apart for apart, _ in pairs])
+    found = np.concatenate([far for far, _ in pairs])
     known = np.concatenate([is_known for _, is_known in pairs])
     weight = np.concatenate([np.where(k, 0.5 / k.sum(), 0.5 / (~k).sum()) for _, k in pairs])
     log = np.log(np.maximum(found[known], TINY))
@@ -262,12 +262,12 @@ def averaging(
 
 def _from_centers(z: np.ndarray, frame: Frame, states: np.ndarray) -> np.ndarray:
     """Return each cell's squared distance from the nearest center, in units of its variance."""
-    embedded = frame.embedded
-    variance, weight = embedded.var(), embedded.count / max(embedded.count.sum(), TINY)
+    places = frame.places
+    variance, weight = places.var(), places.count / max(places.count.sum(), TINY)
     variance = np.maximum(variance, np.maximum(LEAST_VARIANCE * (weight @ variance), TINY))
     nearest = np.full(len(z), np.inf)
     for state in states:
-        distance = (np.square(z - embedded.mean[state]) / variance[state]).mean(axis=1)
+        distance = (np.square(z - places.mean[state]) / variance[state]).mean(axis=1)
         nearest = np.minimum(nearest, distance)
     return nearest
 

@@ -22,6 +22,7 @@ def expression_bridge(
     alignment: Alignment,
     removal: Removal,
     *,
+    usual: np.ndarray,
     in_reference: np.ndarray | None = None,
     onto: Strata | None = None,
 ) -> ExpressionBridge:
@@ -35,7 +36,7 @@ def expression_bridge(
         Effects and bridges of the samples.
     removal
         How much is removed.
-    in_reference, onto
+    usual, in_reference, onto
         As for `ExpressionBridge.fit`.
     """
     spread = alignment.reference.std()
@@ -43,6 +44,7 @@ def expression_bridge(
         by_state,
         alignment.full,
         kept=alignment.bridges,
+        usual=usual,
         in_reference=in_reference,
         onto=onto,
         strength=removal.strength,

@@ -108,7 +108,10 @@ class Mapper:
     states
         The states in the embedding.
     embedded
-        Groups ``(states,)``: the reference's cells in the corrected embedding.
+        Groups ``(states,)``: the reference's cells in the corrected embedding, but for what lies
+        apart: there states are compared.
+    places
+        The same with it: there the reference has cells.
     denoiser
         Draws cells towards their states.
     familiarity
@@ -123,6 +126,7 @@ class Mapper:
     network: BridgeNetwork
     states: ConditionalBridge
     embedded: Moments
+    places: Moments
     denoiser: Denoiser
     familiarity: Familiarity
     removal: Removal
@@ -137,7 +141,7 @@ class Mapper:
         denoiser: Denoiser,
         removal: Removal,
         *,
-        cells: tuple[Block, CellFacts, np.ndarray, np.ndarray],
+        cells: tuple[Block, CellFacts, np.ndarray, np.ndarray, np.ndarray],
         rng: np.random.Generator,
     ) -> Self:
         """Keep what mapping needs, and learn on the reference's own cells what is far.
@@ -148,19 +152,27 @@ class Mapper:
             See `Mapper`.
         cells
             Of the reference: log-expression of the variable genes, in memory; what is known of
-            them; their corrected embedding; their shares in the states.
+            them; their shares in the states; their corrected embedding; the same without what
+            lies apart.
         rng
             Chooses samples and cells, where there are many.
         """
-        x, facts, full, share = cells
+        x, facts, share, full, together = cells
         there, n_samples = population.in_reference, len(population.samples)
-        by_sample = Moments.by_group(full, facts.codes, n_samples, share)
+        embedded, places = (
+            Moments.by_group(z, facts.codes, n_samples, share) for z in (together, full)
+        )
         bridged = population.bridged(population.variable)
 
         def without(sample: int) -> Frame:
             others = there & (np.arange(n_samples) != sample)
             others = others if others.any() else there
-            return Frame(strata_of(bridged, others), states, by_sample[others].pooled())
+            return Frame(
+                strata_of(bridged, others),
+                states,
+                embedded[others].pooled(),
+                places[others].pooled(),
+            )
 
         def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
             blocks = (
@@ -172,7 +184,8 @@ class Mapper:
             population=population,
             network=network,
             states=states,
-            embedded=by_sample[there].pooled(),
+            embedded=embedded[there].pooled(),
+            places=places[there].pooled(),
             denoiser=denoiser,
             familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
             removal=removal,
@@ -295,7 +308,8 @@ class Mapper:
         seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
         inputs = place[columns[seen]]  # among the network's
         some = x[:, seen]
-        frame = Frame(self.population.strata, self.states, self.embedded).of_genes(columns)
+        frame = Frame(self.population.strata, self.states, self.embedded, self.places)
+        frame = frame.of_genes(columns)
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
         # In gene space first, where a turn costs little.
         sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
@@ -328,17 +342,23 @@ class Mapper:
         kept += embedding_of_kept(some, one, of_some, loadings)
         embedding = self.denoiser.embedding(placed.full, placed.share, placed.apart) + kept
 
-        expression = expression_bridge(mapped.by_state, alignment, self.removal, onto=frame.strata)
+        expression = expression_bridge(
+            mapped.by_state,
+            alignment,
+            self.removal,
+            usual=placed.usual[None],
+            onto=frame.strata,
+        )
         corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= FEWEST_TO_JUDGE:
             near = averaging(some, of_some.full, of_variable, rng)
-            apart = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
-            score = self.familiarity.score(apart)
+            far = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
+            score = self.familiarity.score(far)
         return embedding, corrected, score, alignment, mapped.by_state
 
     def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
-        """Return the frame with its states where, and as wide as, they are without other genes."""
+        """Return the frame with its cells where, and as far apart as, these genes tell."""
         everything = np.arange(len(self.population.variable))
         if len(inputs) == len(everything):
             return frame
@@ -352,9 +372,9 @@ class Mapper:
             )
             for of in (everything, inputs)
         )
-        known = frame.embedded
+        known = frame.places
         m2 = known.m2 * seen_width / np.maximum(width, TINY)
-        return frame._replace(embedded=Moments(known.count, known.mean + seen - whole, m2))
+        return frame._replace(places=Moments(known.count, known.mean + seen - whole, m2))
 
     def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
         """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""

@@ -35,12 +35,15 @@ class Frame(NamedTuple):
     states
         The states in an embedding.
     embedded
-        Groups ``(states,)``: the reference's cells in that embedding.
+        Groups ``(states,)``: the reference's cells in that embedding, but for what lies apart.
+    places
+        The same with it.
     """
 
     strata: Strata
     states: ConditionalBridge
     embedded: Moments
+    places: Moments
 
     def of_genes(self, index: np.ndarray) -> Frame:
         """Return the frame of some genes; the embedding stays."""

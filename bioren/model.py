@@ -12,7 +12,7 @@ import pandas as pd
 
 import bioren
 from bioren import model_file
-from bioren.alignment import MAX_REMOVED, Alignment, Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Alignment, Removal, align, warn_isolated
 from bioren.annotations import (
     Batches,
     BatchKey,
@@ -40,7 +40,7 @@ from bioren.cells import (
     target_sum,
 )
 from bioren.denoising import Denoiser, reliability
-from bioren.diagnosis import Diagnosis, alone, structure_removed, warn_structure
+from bioren.diagnosis import Diagnosis, alone, apart, structure_removed, warn_structure
 from bioren.genes import match_genes
 from bioren.kept import embedding_of_kept, expression_bridge, within_limits
 from bioren.label_transfer import LabelTransfer
@@ -478,7 +478,7 @@ class RenormAutoencoder:
         self.genes_ = cells.genes
         self.variable_genes_ = cells.genes[cells.variable]
         self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
-        warn_apart(batches.names, self.alignment_)
+        warn_isolated(batches.names, self.alignment_)
 
         of_variable = self._of_variable
         self.network_, history = fit_network(
@@ -508,7 +508,7 @@ class RenormAutoencoder:
         self.states_ = states.limited(
             lambda shifts: within_limits(shifts, of_variable, loadings, self._removal.d_max)
         )
-        full, share, _, apart = self.states_.place(z, facts)
+        full, share, _, away = self.states_.place(z, facts)
         self.reliability_ = reliability(
             variable,
             facts.codes,
@@ -518,7 +518,7 @@ class RenormAutoencoder:
             z.shape[1],
             rng,
         )
-        self.denoiser_ = Denoiser.fit(full, share, apart, self.reliability_)
+        self.denoiser_ = Denoiser.fit(full, share, away, self.reliability_)
         population = self._population(cells, facts.codes, share, in_reference)
         by_state = population.by_state
         if controls is not None:
@@ -527,7 +527,11 @@ class RenormAutoencoder:
                 some, facts.codes[controls], len(batches.names), share[controls]
             )
         self.expression_ = expression_bridge(
-            by_state, self.alignment_, self._removal, in_reference=in_reference
+            by_state,
+            self.alignment_,
+            self._removal,
+            usual=self.states_.usual,
+            in_reference=in_reference,
         )
         self.diagnosis_ = self._diagnose(variable, facts.codes, share)
         warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
@@ -537,7 +541,7 @@ class RenormAutoencoder:
             self.states_,
             self.denoiser_,
             self._removal,
-            cells=(variable, facts, full, share),
+            cells=(variable, facts, share, full, full - away),
             rng=rng,
         )
 
@@ -605,10 +609,12 @@ class RenormAutoencoder:
         before = projection.apply(x, codes, nothing)
         after = projection.apply(x, codes, bridges) - self.states_.removed(share, codes)
         n_samples = len(self.samples_)
+        count = sample_sums(share, codes, n_samples)
         return Diagnosis(
             overlap_before=self.alignment_.overlap_before,
             overlap=self.alignment_.overlap,
-            alone=alone(sample_sums(share, codes, n_samples)),
+            alone=alone(count),
+            apart=apart(count, self.states_.usual),
             structure_removed=structure_removed(before, after, codes, n_samples),
         )
 

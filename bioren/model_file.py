@@ -61,7 +61,13 @@ def publish(
     own = network.state_dict()
     shared = {k: v for k, v in whole.state_dict().items() if not k.startswith(OF_SAMPLES)}
     network.load_state_dict(own | shared)
-    embedded = mapper.embedded[states]
+    embedded, places = (
+        _of_told(known[states], population) for known in (mapper.embedded, mapper.places)
+    )
+    if mapper.population.published is None:
+        apart = _cells_apart(model)[:, states]
+        few = (apart.sum(axis=0) < min_cells) | ((apart >= 1) & (apart < min_cells)).any(axis=0)
+        places.mean[few], places.m2[few] = embedded.mean[few], embedded.m2[few]
     labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
     reduced = replace(
         mapper,
@@ -69,12 +75,8 @@ def publish(
         population=population,
         network=network,
         states=mapper.states.without_samples(states),
-        # The counts of the samples that are told; others' would be their difference.
-        embedded=Moments(
-            population.strata.by_state.count,
-            embedded.mean,
-            embedded.var() * population.strata.by_state.count[:, None],
-        ),
+        embedded=embedded,
+        places=places,
         denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
     )
     about, arrays = _contents(_with_mapper(model, reduced))
@@ -83,6 +85,24 @@ def publish(
     for i in range(len(reduced.labels)):
         arrays[f"labels/{i}/cells"] = np.zeros_like(arrays[f"labels/{i}/cells"])
     write(path, KIND, about, arrays, overwrite=overwrite)
+
+
+def _of_told(known: Moments, population: Population) -> Moments:
+    """Return moments of the states with the counts of the samples that are told.
+
+    Others' would be their difference.
+    """
+    told = population.strata.by_state.count
+    return Moments(told, known.mean.copy(), known.var() * told[:, None])
+
+
+def _cells_apart(model: RenormAutoencoder) -> np.ndarray:
+    """Return how many of the reference's cells lie apart, shape ``(samples, states)``."""
+    population = model.population_
+    own = [population.samples.index(name) for name in model.samples_]
+    there = population.by_state.count[own] * population.in_reference[own][:, None]
+    cells: np.ndarray = there * (1 - model.states_.usual)
+    return cells
 
 
 def load(path: str | Path, kind: type[RenormAutoencoder]) -> RenormAutoencoder:
@@ -127,11 +147,11 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
         arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
     for i, step in enumerate(mapper.states.rounds):
         arrays |= _prefixed(f"states/{i}", step._asdict())
-    for name in ("kept", "apart", "unit"):
+    for name in ("kept", "apart", "usual", "unit"):
         arrays[f"states/{name}"] = getattr(mapper.states, name)
     if mapper.states.state_labels is not None:
         arrays["states/labels"] = mapper.states.state_labels
-    arrays |= _of_moments("embedded", mapper.embedded)
+    arrays |= _of_moments("embedded", mapper.embedded) | _of_moments("places", mapper.places)
     arrays |= {
         "denoiser/centers": mapper.denoiser.centers,
         "denoiser/reliability": mapper.denoiser.reliability,
@@ -189,6 +209,7 @@ def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencode
         network=_network(stored.part("network"), len(population.variable), n_samples, dims, model),
         states=_states(stored, 0 if own is None else n_samples, n_states, dims),
         embedded=_moments(stored.part("embedded"), (n_states,), dims),
+        places=_moments(stored.part("places"), (n_states,), dims),
         denoiser=Denoiser(
             stored.array("denoiser/centers", n_states, dims),
             stored.array("denoiser/reliability", dims),
@@ -316,8 +337,11 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
     kept, apart = (
         stored.array(f"states/{name}", n_samples, n_states, dims) for name in ("kept", "apart")
     )
+    usual = stored.array("states/usual", n_samples, n_states)
+    if (usual < 0).any() or (usual > 1).any():
+        raise ValueError("What counts as a batch effect is outside [0, 1].")
     width = stored.number("width", 1e-6)
-    return ConditionalBridge(tuple(rounds), width, kept, apart, labels, unit)
+    return ConditionalBridge(tuple(rounds), width, kept, apart, usual, labels, unit)
 
 
 def _familiarity(stored: Stored) -> Familiarity:

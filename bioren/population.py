@@ -217,7 +217,7 @@ class Population:
         return map_sample(
             x,
             None,
-            Frame(strata, frozen_states(embedded.mean), embedded),
+            Frame(strata, frozen_states(embedded.mean), embedded, embedded),
             lambda bridge: projection.apply(some, one, bridge),
             variable=(some, seen),
             removal=removal or Removal(),

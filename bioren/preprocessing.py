@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.alignment import MAX_REMOVED, Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Removal, align, warn_isolated
 from bioren.annotations import (
     BatchKey,
     check_condition,
@@ -153,7 +153,7 @@ def bridge(
     else:
         columns = population.columns_of(cells.genes)
         alignment = population.align(compared.x, facts.codes, len(batches.names), columns, removal)
-    warn_apart(batches.names, alignment)
+    warn_isolated(batches.names, alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
     else:

@@ -19,6 +19,9 @@ from bioren.by_sample import scale_rows
 
 __all__ = ["Projection", "gather_rows"]
 
+#: Singular values are found to this relative precision; the components are then as good as exact.
+TOLERANCE = 1e-4
+
 #: Components are found on at most so many cells; all cells are projected.
 MAX_CELLS = 20_000
 
@@ -80,7 +83,7 @@ class Projection:
             raise ValueError(f"Components need 2 cells and 2 genes, received {x.shape}.")
         start = rng.standard_normal(min(operator.shape))
         try:
-            _, size, rows = svds(operator, k=n_components, v0=start, solver="arpack")
+            _, size, rows = svds(operator, k=n_components, v0=start, tol=TOLERANCE, solver="arpack")
         except ArpackNoConvergence:
             raise
         except ArpackError:  # all cells lie at the center: any components will do

@@ -167,7 +167,8 @@ def _summary(
     }
     if diagnosis is not None:
         columns |= {
-            name: diagnosis[name].to_numpy() for name in ("overlap", "alone", "structure_removed")
+            name: diagnosis[name].to_numpy()
+            for name in ("overlap", "alone", "apart", "structure_removed")
         }
     return _rows(pd.DataFrame(columns))
 

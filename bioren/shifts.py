@@ -28,7 +28,11 @@ TINY = 1e-12
 
 #: A shift is distrusted whose square exceeds the median of the sample's, and its own error, so many
 #: times: by the excess to this power, so that there is little between trust and distrust.
-UNUSUAL, STEEPNESS = 2.0, 8
+UNUSUAL, STEEPNESS = 2.0, 8.0
+
+#: In each state so many samples are left out of the reference's mean at most, which stand apart
+#: clearly: one in doubt would look the farther, the less it counted in the mean.
+MOST_LEFT_OUT, CLEARLY = 5, 0.01
 
 
 class Shifts(NamedTuple):
@@ -41,10 +45,13 @@ class Shifts(NamedTuple):
     apart
         Too unlike the sample's other shifts for a batch effect: it is left as it is, and cells are
         not drawn to one another across it.
+    usual
+        How far each shift is like the sample's others, in [0, 1]; samples x states, or states.
     """
 
     removed: np.ndarray
     apart: np.ndarray
+    usual: np.ndarray
 
 
 def state_shifts(
@@ -57,16 +64,25 @@ def state_shifts(
     in units of the spread within states, are taken as draws around zero (empirical Bayes): what
     their squares exceed the squared standard errors by, beyond two standard errors of that itself,
     says how far each is trusted.  A batch effect is much alike in all states; a shift far longer
-    than the sample's others leads from one cell type to another, and is not followed.
+    than the sample's others leads from one cell type to another, and is not followed.  Nor does
+    such a sample count in the reference's mean of the state, where two others do: they are left
+    out one at a time, the farthest first, as it draws the mean away from the others.
     """
     there = by_state.count * in_reference[:, None]
     weight = there / (by_state.count + prior_cells)  # samples x states
-    part = weight / np.maximum(weight.sum(axis=0), TINY)
-    shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
-    errors = squared_errors(part, effective)  # in units of `within`
-    found = _shrunken(shift, within, by_state.count, errors, others, prior_cells)
+    heard, states = weight.copy(), np.arange(weight.shape[1])
+    for _ in range(1 + MOST_LEFT_OUT):
+        part = heard / np.maximum(heard.sum(axis=0), TINY)
+        shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
+        errors = squared_errors(part, effective)  # in units of `within`
+        usual = _usual(shift, within, by_state.count, errors, others)
+        clear = heard * (usual < CLEARLY) * _mean_square(shift, within)
+        farthest = clear.argmax(axis=0), states
+        fewer = np.where(clear > 0, weight * (1 - _spare(heard)), heard)
+        heard[farthest] = np.minimum(heard, fewer)[farthest]
+    found = _shrunken(shift, within, by_state.count, errors, usual, others, prior_cells)
     return _towards(there.sum(axis=0), found)
 
 
@@ -93,16 +109,64 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     by_state = Moments.by_group(z, one, 1, share)
     known = reference.count
     errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
-    found = _shrunken(
-        by_state.mean - reference.mean,
-        reference.var(),
-        by_state.count,
-        errors,
-        known[None],
-        prior_cells,
-    )
-    removed, apart = _towards(known, found)
-    return Shifts(removed[0], apart[0])
+    shift, within = by_state.mean - reference.mean, reference.var()
+    usual = _usual(shift, within, by_state.count, errors, known[None])
+    found = _shrunken(shift, within, by_state.count, errors, usual, known[None], prior_cells)
+    removed, apart, usual = _towards(known, found)
+    return Shifts(removed[0], apart[0], usual[0])
+
+
+def _spare(weight: np.ndarray) -> np.ndarray:
+    """Return what share of one sample each state can spare, shape ``(states,)``.
+
+    Of two samples neither is the unusual one: what the weights are worth more than two of them
+    (Kish 1965).
+    """
+    worth = np.square(weight.sum(axis=0)) / np.maximum(np.square(weight).sum(axis=0), TINY)
+    spare: np.ndarray = (worth - 2).clip(0, 1)
+    return spare
+
+
+def _usual(
+    shift: np.ndarray,
+    within: np.ndarray,
+    count: np.ndarray,
+    errors: np.ndarray,
+    others: np.ndarray,
+) -> np.ndarray:
+    """Return how far each shift is like the sample's others, samples x states.
+
+    A batch effect may be one offset for all cells, or one that grows with the spread of a state:
+    shifts are compared in one unit, and in each state's own, and the better of both counts.
+
+    Parameters
+    ----------
+    shift, within, count, errors
+        As for `_shrunken`.
+    others
+        Cells of the reference in each state that are not the sample's own.
+    """
+    # A state that the reference lacks tells nothing of what is usual.
+    shared = count * others / (others + 10)
+    size = count.sum(axis=0)
+    unit = (size @ within) / np.maximum(size.sum(), TINY)  # one variance per dimension
+    ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
+    in_one = _like_median(_mean_square(shift, unit), errors * ratio, shared)
+    in_own = _like_median(_mean_square(shift, within), errors, shared)
+    usual: np.ndarray = np.maximum(in_one, in_own)
+    return usual
+
+
+def _like_median(square: np.ndarray, errors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    most = UNUSUAL * (_median(square, weight)[:, None] + errors)
+    excess = np.maximum(square, TINY) / np.maximum(most, TINY)
+    like: np.ndarray = np.maximum(excess, 1) ** -STEEPNESS
+    return like
+
+
+def _mean_square(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    square: np.ndarray = np.mean(np.square(shift) / np.maximum(variance, TINY), axis=-1)
+    return square
 
 
 def _shrunken(
@@ -110,6 +174,7 @@ def _shrunken(
     within: np.ndarray,
     count: np.ndarray,
     errors: np.ndarray,
+    usual: np.ndarray,
     others: np.ndarray,
     prior_cells: float,
 ) -> Shifts:
@@ -123,27 +188,29 @@ def _shrunken(
         Variance within states, shape ``(states, dims)``.
     count
         Cells of each sample in each state; so are `errors`, the squared standard errors in units
-        of `within`, and `others`, the cells of the reference that are not the sample's own.
+        of `within`.
+    usual
+        See `Shifts`.
+    others
+        As for `_usual`.
     prior_cells
         See `bioren.states.StateOptions`.
     """
-    square = np.mean(np.square(shift) / np.maximum(within, TINY), axis=-1)
     cells = count / (count + 10)
-    whole = np.maximum(cells.sum(axis=1), TINY)
-    excess = np.sum(cells * (square - errors), axis=1) / whole
-    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(cells * errors).sum(axis=1)) / whole
+    # What stands apart, or has nothing to be compared with, tells nothing of the effect's size.
+    counted = cells * usual * np.minimum(others, 1)
+    whole = np.maximum(counted.sum(axis=1), TINY)
+    excess = np.sum(counted * (_mean_square(shift, within) - errors), axis=1) / whole
+    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * errors).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
-    # A state that the reference lacks tells nothing of what is usual.
-    usual = _median(square, count * others / (others + 10))[:, None] + errors
-    is_usual = np.minimum(1, UNUSUAL * usual / np.maximum(square, TINY)) ** STEEPNESS
-    trust = count / (count + prior_cells) * is_usual * signal / np.maximum(signal + errors, TINY)
-    return Shifts(shift * trust[..., None], shift * (cells * (1 - is_usual))[..., None])
+    trust = count / (count + prior_cells) * usual * signal / np.maximum(signal + errors, TINY)
+    return Shifts(shift * trust[..., None], shift * (cells * (1 - usual))[..., None], usual)
 
 
 def _towards(there: np.ndarray, found: Shifts) -> Shifts:
     """Return shifts, none of which leads to a reference with less than a cell of the state."""
     known = np.minimum(there, 1)[:, None]
-    return Shifts(found.removed * known, found.apart * known)
+    return Shifts(found.removed * known, found.apart * known, found.usual)
 
 
 def covariate_slopes(

@@ -138,12 +138,15 @@ class Newcomer(NamedTuple):
         As in `Placed`.
     shifts
         What was subtracted in each state, shape ``(states, dims)``.
+    usual
+        See `bioren.shifts.Shifts`, shape ``(states,)``.
     """
 
     full: np.ndarray
     share: np.ndarray
     apart: np.ndarray
     shifts: np.ndarray
+    usual: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class ConditionalBridge:
     apart
         What is too unlike a sample's other shifts for a batch effect, of the same shape; see
         `bioren.shifts.Shifts`.
+    usual
+        How far each shift is like the sample's others, in [0, 1], shape ``(samples, states)``.
     state_labels
         Label of each state, which no cell of another label joins, shape ``(states,)``; None: the
         model was fitted without labels.
@@ -172,6 +177,7 @@ class ConditionalBridge:
     width: float
     kept: np.ndarray
     apart: np.ndarray
+    usual: np.ndarray
     state_labels: np.ndarray | None
     unit: np.ndarray
 
@@ -242,8 +248,15 @@ class ConditionalBridge:
             before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
             if _relative_change(before, moved) < 1e-3:
                 break
-        kept = (1 - strength) * rounds[-1].shifts
-        return cls(tuple(rounds), options.width, kept, shifts.apart, state_labels, unit)
+        return cls(
+            tuple(rounds),
+            options.width,
+            (1 - strength) * rounds[-1].shifts,
+            shifts.apart,
+            shifts.usual,
+            state_labels,
+            unit,
+        )
 
     def limited(self, limit: Callable[[np.ndarray], np.ndarray]) -> Self:
         """Return the bridge that removes no more than ``limit(shifts)`` of what it removes now."""
@@ -314,7 +327,14 @@ class ConditionalBridge:
             last.levels[:0, states],
         )
         nothing = only.shifts
-        return replace(self, rounds=(only,), kept=nothing, apart=nothing, state_labels=None)
+        return replace(
+            self,
+            rounds=(only,),
+            kept=nothing,
+            apart=nothing,
+            usual=self.usual[:0, states],
+            state_labels=None,
+        )
 
     def place_newcomer(
         self,
@@ -334,7 +354,8 @@ class ConditionalBridge:
         covariates
             As in `fit`.
         reference
-            Groups ``(states,)``: the reference's cells in the corrected embedding.
+            Groups ``(states,)``: the reference's cells in the corrected embedding, but for what
+            lies apart.
         """
         one = np.zeros(len(z), dtype=np.intp)
         facts = CellFacts(one, covariates)
@@ -350,7 +371,8 @@ class ConditionalBridge:
             before, moved = moved, _moved(z, one, covariates, share, step)
             if _relative_change(before, moved) < 1e-3:
                 break
-        return Newcomer(moved, share, (share @ shifts.apart).astype(z.dtype), shifts.removed)
+        apart = (share @ shifts.apart).astype(z.dtype)
+        return Newcomer(moved, share, apart, shifts.removed, shifts.usual)
 
 
 def depth(x: Block) -> np.ndarray:
@@ -377,7 +399,9 @@ def frozen_states(centers: np.ndarray) -> ConditionalBridge:
         levels=np.zeros((0, n_states, 0)),
     )
     nothing = only.shifts
-    return ConditionalBridge((only,), StateOptions().width, nothing, nothing, None, np.ones(0))
+    return ConditionalBridge(
+        (only,), StateOptions().width, nothing, nothing, only.log_odds, None, np.ones(0)
+    )
 
 
 def _responsibilities(

@@ -397,6 +397,10 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         ``alone``
             Share of the sample in states of the embedding that it has for itself.  They keep
             their place; a type that should be shared and is not was not integrated.
+        ``apart``
+            Share of the sample that lies in shared states, but much farther from the other samples'
+            cells there than the rest of the sample does from theirs.  It was taken for a type of
+            its own and left where it was; if it is none, name the types (`labels_key`).
         ``structure_removed``
             How much the correction changed the sample's own structure, relative to its own
             variance.  A shift of all cells alike changes nothing; above .25 there is a warning.

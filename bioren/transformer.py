@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bioren.alignment import MAX_REMOVED, Removal, align, warn_apart
+from bioren.alignment import MAX_REMOVED, Removal, align, warn_isolated
 from bioren.by_sample import apply_by_sample
 from bioren.cells import check_strength
 from bioren.states import CellFacts
@@ -119,7 +119,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             removal=Removal(self.strength, self.max_kept, self.max_removed),
             turns=2 if self.standardize else 0,
         )
-        warn_apart(self.batches_.tolist(), self.alignment_)
+        warn_isolated(self.batches_.tolist(), self.alignment_)
         return self
 
     def transform(self, X: Any, *, batch: Any = None) -> np.ndarray:

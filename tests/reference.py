@@ -50,12 +50,16 @@ def reference_cells():
     return concat(parts)
 
 
-def fitted(adata, batch_key="sample", *, covariates=None, labels_key=None, **options):
+def fitted(
+    adata, batch_key="sample", *, covariates=None, labels_key=None, reference=None, **options
+):
     """Return a model whose network stays at the principal components."""
     model = bioren.RenormAutoencoder(
         10, training=TrainingOptions(max_epochs=0, progress=False), **options
     )
-    return model.fit(adata, batch_key, covariates=covariates, labels_key=labels_key)
+    return model.fit(
+        adata, batch_key, covariates=covariates, labels_key=labels_key, reference=reference
+    )
 
 
 def digest(thing):

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge
-from bioren.alignment import Removal, _sketch, align, warn_apart
+from bioren.alignment import Removal, _sketch, align, warn_isolated
 from bioren.by_sample import apply_by_sample
 from bioren.states import CellFacts
 
@@ -150,14 +150,14 @@ def test_an_effect_that_drowns_the_types_is_found_and_said():
     assert found.overlap.min() > 0.2
     assert planted_and_found(found, shift + strong) > 0.9
     with pytest.warns(UserWarning, match="3 of 3 samples.*plain moments were matched"):
-        warn_apart(["a", "b", "c"], found)
+        warn_isolated(["a", "b", "c"], found)
 
 
 def test_samples_that_overlap_start_unmatched_and_raise_no_warning():
     x, codes, _, _ = simulated(4)
     found = fit(x, codes)
     assert found.overlap_before.min() > 0.1
-    warn_apart(["a", "b", "c"], found)  # warnings are errors
+    warn_isolated(["a", "b", "c"], found)  # warnings are errors
 
 
 # What would be removed without limits

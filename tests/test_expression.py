@@ -50,7 +50,8 @@ def gaps(x, codes, state):
 def fit(x, codes, share, full=None, **options):
     full = full or same(codes.max() + 1)
     by_state = Moments.by_group(x, codes, codes.max() + 1, share)
-    return ExpressionBridge.fit(by_state, full, **({"kept": full} | options))
+    usual = np.ones(by_state.count.shape)
+    return ExpressionBridge.fit(by_state, full, **({"kept": full, "usual": usual} | options))
 
 
 def test_what_differs_by_state_is_removed():
@@ -145,3 +146,56 @@ def test_some_genes():
     whole = bridge.apply(x, codes, share)
     assert_array_equal(bridge.of_genes(genes).apply(x[:, genes], codes, share), whole[:, genes])
     assert bridge.of_genes(np.arange(N_GENES)) is bridge
+
+
+# What lies apart in a state
+
+
+def test_a_sample_apart_in_a_state_is_moved_by_its_bridge_alone():
+    x, codes, state, share = cells(sizes=(300, 300, 200))
+    full, usual = moved_by(3), np.ones((3, 2))
+    usual[2, 0] = 0
+    corrected = fit(x, codes, share, full, usual=usual).apply(x, codes, share)
+    bridged = full.scale[codes] * x + full.shift[codes]
+    there = (codes == 2) & (state == 0)
+    assert_allclose(corrected[there], bridged[there], atol=1e-5)
+    elsewhere = (codes == 2) & (state == 1)
+    assert np.abs(corrected[elsewhere] - bridged[elsewhere]).max() > 0.5
+
+
+@pytest.mark.parametrize("away", [-3.0, 50.0])
+def test_a_sample_apart_in_a_state_does_not_say_where_others_go(away):
+    x, codes, state, share = cells(sizes=(300, 300, 200))
+    usual = np.ones((3, 2))
+    usual[2, 0] = 0
+    there = (codes == 2) & (state == 0)
+    other = x + away * there[:, None]
+    found, expected = (fit(y, codes, share, usual=usual).apply(y, codes, share) for y in (other, x))
+    assert_allclose(found[~there], expected[~there], atol=1e-5)
+    swayed, still = (fit(y, codes, share).apply(y, codes, share) for y in (other, x))
+    assert np.abs(swayed - still)[~there].max() > 0.5
+
+
+def test_the_less_usual_the_less_is_removed():
+    x, codes, state, share = cells(sizes=(300, 300, 200))
+    there = (codes == 2) & (state == 0)
+    moved = []
+    for how in (0.0, 0.3, 0.7, 1.0):
+        usual = np.ones((3, 2))
+        usual[2, 0] = how
+        moved.append(np.abs(fit(x, codes, share, usual=usual).apply(x, codes, share) - x)[there])
+    assert (np.diff(np.mean(moved, axis=(1, 2))) > 0.05).all()
+    assert np.abs(moved[0]).max() < 1e-5
+
+
+@pytest.mark.parametrize("n_cells", [3, 30, 300])
+def test_where_no_sample_of_the_reference_is_usual_it_stays_where_it_is(n_cells):
+    # All of them apart in a state weigh as they did: a sample outside goes to their middle.
+    x, codes, _, share = cells(sizes=(2 * n_cells, 400))
+    reference, usual = np.array([True, False]), np.ones((2, 2))
+    usual[0] = 0
+    found, expected = (
+        fit(x, codes, share, usual=of, in_reference=reference).apply(x, codes, share)
+        for of in (usual, np.ones((2, 2)))
+    )
+    assert_allclose(found[codes == 1], expected[codes == 1], atol=1e-4)

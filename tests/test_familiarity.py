@@ -131,15 +131,17 @@ def frame_of(counts=(50, 30, 20), n_genes=6, dims=4, seed=0):
     strata = Strata(counts / counts.sum(), Moments(counts, level, counts[:, None] + 0 * level))
     centers = rng.normal(0, 4, (len(counts), dims))
     variance = rng.uniform(0.001, 2, (len(counts), dims))
-    embedded = Moments(counts, centers, counts[:, None] * variance)
-    return Frame(strata, frozen_states(centers), embedded)
+    places = Moments(counts, centers, counts[:, None] * variance)
+    # Without what lies apart, states may lie elsewhere; distances are to where they have cells.
+    elsewhere = Moments(counts, centers + 1, counts[:, None] + 0 * variance)
+    return Frame(strata, frozen_states(centers), elsewhere, places)
 
 
 def slow_distances(x, bridge, z, frame, states):
     """Return distances of two cells, which have no neighbours but themselves."""
-    embedded, level = frame.embedded, frame.strata.by_state.mean
-    variance = embedded.m2 / embedded.count[:, None]
-    weight = embedded.count / embedded.count.sum()
+    places, level = frame.places, frame.strata.by_state.mean
+    variance = places.m2 / places.count[:, None]
+    weight = places.count / places.count.sum()
     least = [
         LEAST_VARIANCE * sum(weight[k] * variance[k, d] for k in range(len(weight)))
         for d in range(z.shape[1])
@@ -150,7 +152,7 @@ def slow_distances(x, bridge, z, frame, states):
         nearest = min(
             np.mean(
                 [
-                    (z[i, d] - embedded.mean[k, d]) ** 2 / max(variance[k, d], least[d])
+                    (z[i, d] - places.mean[k, d]) ** 2 / max(variance[k, d], least[d])
                     for d in range(z.shape[1])
                 ]
             )

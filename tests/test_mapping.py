@@ -11,7 +11,6 @@ from bioren import AffineBridge, Moments
 from bioren.alignment import Alignment, Removal, compare
 from bioren.mapping import Frame, map_sample, stack
 from bioren.projection import Projection
-from bioren.shifts import shifts_onto
 from bioren.standardization import LEAST_OVERLAP, standardize_onto
 from bioren.states import frozen_states
 from bioren.strata import Strata
@@ -166,45 +165,6 @@ def test_more_cells_are_more_certain():
     assert all((few > many).all() for few, many in pairwise(errors))
 
 
-# What is left within states
-
-
-def embedded(seed=0, n=400):
-    """Return places, shares and a reference of exactly these."""
-    rng = np.random.default_rng(seed)
-    state = rng.integers(0, 3, n)
-    z = np.eye(3, 5)[state] * 10 + rng.normal(size=(n, 5))
-    share = np.eye(3)[state]
-    return z, share, Moments.by_group(z, np.zeros(n, dtype=int), 1, share)[0]
-
-
-def test_what_lies_where_the_reference_lies_is_not_shifted():
-    z, share, reference = embedded()
-    assert_array_equal(shifts_onto(z, share, reference, 10.0).removed, 0)
-    other, others_share, _ = embedded(seed=1)
-    assert np.abs(shifts_onto(other, others_share, reference, 10.0).removed).max() < 0.2
-
-
-def test_a_shift_within_states_is_found_as_far_as_it_is_certain():
-    z, share, reference = embedded()
-    found = shifts_onto(z + 2.0, share, reference, 10.0).removed
-    assert_allclose(found, 2, rtol=0.15)
-    few = np.flatnonzero(np.cumsum(share, axis=0).max(axis=1) <= 3)  # three cells a state at most
-    fewer = shifts_onto(z[few] + 2.0, share[few], reference, 10.0).removed
-    assert (np.abs(fewer) < np.abs(found)).all()
-
-
-def test_nothing_leads_to_a_state_that_the_reference_lacks():
-    z, share, reference = embedded()
-    empty = np.array([1.0, 1.0, 0.0])
-    reference = Moments(
-        reference.count * empty, reference.mean * empty[:, None], reference.m2 * empty[:, None]
-    )
-    found = shifts_onto(z + 2.0, share, reference, 10.0).removed
-    assert_array_equal(found[2], 0)
-    assert (found[:2] > 1).all()
-
-
 # A whole sample in gene space
 
 LOADINGS = np.linalg.qr((LEVEL - LEVEL.mean(axis=0)).T)[0][:, :2]
@@ -215,7 +175,7 @@ def frame_of(counts=(300, 300, 300)):
     center = strata.whole().mean
     level = strata.by_state
     z = Moments(level.count, (level.mean - center) @ LOADINGS, level.m2 @ LOADINGS**2)
-    return Frame(strata, frozen_states(z.mean), z), Projection(center, LOADINGS)
+    return Frame(strata, frozen_states(z.mean), z, z), Projection(center, LOADINGS)
 
 
 def cells_of(counts, shift=0.0, scale=1.0, seed=0):

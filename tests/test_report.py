@@ -202,12 +202,14 @@ def test_signs_of_over_correction(integrated):
             "overlap_before": [0.9, 0.05, 0.9],
             "overlap": [0.9, 0.8, 0.01],
             "alone": [0.4, 0.05, 0.0],
+            "apart": [0.0, 0.0, 0.3],
             "structure_removed": [0.5, 0.1, 0.1],
         }
     )
     found = " ".join(warned(integrated, diagnosis=diagnosis))
     for words in (
         "no other sample has: a (40%).",
+        "than the rest of the sample does: c (30%).",
         "by themselves: a (50%)",
         f"with the others: {EVIL}. Their plain moments",
         "with the others: c. Their batch effect cannot be told",

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import slow_shifts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -208,53 +209,21 @@ def test_a_state_that_one_sample_alone_has_keeps_its_neighbours(reference):
 # Few cells of a sample do not say much
 
 
-def slow_shifts(z, codes, share, in_reference):
-    """Return what is removed and what lies apart, by definition, sample by sample and state."""
-    n_samples, n_states, n_dims = len(in_reference), share.shape[1], z.shape[1]
-    count, mean, m2 = by_group(z, codes, n_samples, share)
-    effective = count**2 / by_group(z, codes, n_samples, share**2)[0]
-    shifts, apart = np.zeros((2, n_samples, n_states, n_dims))
-    error2, square, shared = np.zeros((3, n_samples, n_states))
-    for k in range(n_states):
-        within = m2[:, k].sum(axis=0) / count[:, k].sum()
-        trust = in_reference * count[:, k] / (count[:, k] + 1)
-        there = in_reference * count[:, k]
-        for s in range(n_samples):
-            own = np.arange(n_samples) == s
-            contrast = own - trust / trust.sum()  # the shift is contrast @ mean
-            shift = contrast @ mean[:, k]
-            shifts[s, k] = shift * min(1, there.sum()) * count[s, k] / (count[s, k] + 1)
-            apart[s, k] = shift * min(1, there.sum()) * count[s, k] / (count[s, k] + 10)
-            error2[s, k] = (contrast**2 / np.maximum(1, effective[:, k])).sum()
-            square[s, k] = np.mean(shift**2 / within)
-            others = there[~own].sum()
-            shared[s, k] = count[s, k] * others / (others + 10)
-    for s in range(n_samples):
-        weight = count[s] / (count[s] + 10)
-        weight = weight / weight.sum()
-        # A mean over dimensions of squared normal errors has the variance 2 / n_dims.
-        uncertain = np.sqrt(2 / n_dims * ((weight * error2[s]) ** 2).sum())
-        signal = max(0, weight @ (square[s] - error2[s]) - 2 * uncertain)
-        # Half of what the sample shares is in states whose shifts are no longer than this.
-        usual = min(q for q in square[s] if 2 * shared[s, square[s] <= q].sum() >= shared[s].sum())
-        for k in range(n_states):
-            shifts[s, k] *= signal / max(signal + error2[s, k], 1e-12)
-            is_usual = min(1, 2 * (usual + error2[s, k]) / max(square[s, k], 1e-12)) ** 8
-            shifts[s, k] *= is_usual
-            apart[s, k] *= 1 - is_usual
-    return shifts, apart
-
-
 @pytest.mark.parametrize("reference", [[1, 1, 1], [0, 1, 0]])
 @pytest.mark.parametrize("effect", [0.5, 2.0])
 def test_shifts_are_shrunk_together_as_defined(effect, reference):
     z, facts, _, _ = embedding(types=((0, 1), (0, 1), (1,)), n_cells=60, effect=effect)
     in_reference = np.array(reference, dtype=bool)
     bridge = fit(z, facts, 3, n_states=4, in_reference=in_reference)
-    expected, apart = slow_shifts(z, facts.codes, bridge.states(z, facts), in_reference)
+    share = bridge.states(z, facts)
+    count, mean, m2 = by_group(z, facts.codes, 3, share)
+    effective = count**2 / by_group(z, facts.codes, 3, share**2)[0]
+    expected, apart, usual, _ = slow_shifts.state_shifts(count, mean, m2, effective, in_reference)
     assert np.abs(expected).max() > 0.1
     assert_allclose(bridge.rounds[-1].shifts, expected, atol=1e-5)
     assert_allclose(bridge.apart, apart, atol=1e-5)
+    some = count > 0.01  # nothing is usual or not where a sample has no cell
+    assert_allclose(bridge.usual[some], usual[some], atol=1e-5)
 
 
 def test_an_effect_in_one_sample_leaves_the_others_alone():

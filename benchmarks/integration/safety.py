@@ -156,7 +156,11 @@ def composition():
 
 
 def single_sample_types():
-    """Types that one study alone holds: neighbours that their cells keep, beside the peers."""
+    """Types that one study alone holds: the neighbours and the marker genes that they keep.
+
+    Of the 50 genes that differ most between the type and the study's other cells, told is how much
+    of the differences is left, as the slope of those after on those before.
+    """
     adata = public("pbmc_kang_10x3k")
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)[:5000]].copy()
     kinds, study = (adata.obs[key].to_numpy(dtype=str) for key in ("cell_type", "batch"))
@@ -169,6 +173,15 @@ def single_sample_types():
                 z = METHODS[method].run(part.copy(), seed)
                 share = purity(z, labels, labels == kind)
                 yield f"types of a single sample: purity, {kind}", method, share
+        after = integrate(part, "batch").layers["bioren"]
+        alone = study[here] == np.unique(study[here & (kinds == kind)]).item()
+        before, after = (
+            x[alone & (labels == kind)].mean(axis=0) - x[alone & (labels != kind)].mean(axis=0)
+            for x in (part.X.toarray(), after)
+        )
+        top = np.argsort(-np.abs(before))[:50]
+        slope = float(before[top] @ after[top] / np.square(before[top]).sum())
+        yield f"types of a single sample: marker differences left, {kind}", "bioren", slope
 
 
 def unseen_genes():
