@@ -1,5 +1,8 @@
 """What is removed within states, and what stands apart: it is left alone, and moves no one else."""
 
+from copy import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import slow_shifts
@@ -528,3 +531,16 @@ def test_cells_of_the_reference_alone_count_as_many(tmp_path):
     assert usual["b"].min() < 0.01
     assert usual["c"].min() < 0.01
     assert not told(model, tmp_path / "model", 5)[0].any()
+
+
+def test_a_sample_of_few_cells_apart_is_not_told_beside_another_of_many(of_its_own, tmp_path):
+    model = copy(of_its_own)
+    differs, _ = told(model, tmp_path / "alone", 3)
+    here = np.flatnonzero(differs)[0]
+    state = model.population_.reduced(3)[1][here]
+    count = model.population_.by_state.count[:, state]
+    sample = np.argmax(count * model.states_.usual[:, state])
+    usual = model.states_.usual.copy()
+    usual[sample, state] = 1 - 2 / count[sample]  # two cells
+    model.states_ = replace(model.states_, usual=usual)
+    assert not told(model, tmp_path / "both", 3)[0][here]
