@@ -72,16 +72,13 @@ def state_shifts(
     weight = there / (by_state.count + prior_cells)  # samples x states
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
-    heard, states = weight.copy(), np.arange(weight.shape[1])
+    heard = weight
     for _ in range(1 + MOST_LEFT_OUT):
         part = heard / np.maximum(heard.sum(axis=0), TINY)
         shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
         errors = squared_errors(part, effective)  # in units of `within`
         usual = _usual(shift, within, by_state.count, errors, others)
-        clear = heard * (usual < CLEARLY) * _mean_square(shift, within)
-        farthest = clear.argmax(axis=0), states
-        fewer = np.where(clear > 0, weight * (1 - _spare(heard)), heard)
-        heard[farthest] = np.minimum(heard, fewer)[farthest]
+        heard = _without_farthest(heard, weight, usual, _mean_square(shift, within))
     found = _shrunken(shift, within, by_state.count, errors, usual, others, prior_cells)
     return _towards(there.sum(axis=0), found)
 
@@ -116,15 +113,30 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     return Shifts(removed[0], apart[0], usual[0])
 
 
-def _spare(weight: np.ndarray) -> np.ndarray:
-    """Return what share of one sample each state can spare, shape ``(states,)``.
+def _without_farthest(
+    heard: np.ndarray, weight: np.ndarray, usual: np.ndarray, square: np.ndarray
+) -> np.ndarray:
+    """Return the weights in the reference without each state's farthest sample, if it stands apart.
 
-    Of two samples neither is the unusual one: what the weights are worth more than two of them
-    (Kish 1965).
+    Of two samples neither is the unusual one: no more goes than the weights are worth beyond two
+    of them (Kish 1965).
+
+    Parameters
+    ----------
+    heard, weight
+        Present and full weights, samples x states.
+    usual
+        See `Shifts`.
+    square
+        Of the shifts, per dimension.
     """
-    worth = np.square(weight.sum(axis=0)) / np.maximum(np.square(weight).sum(axis=0), TINY)
-    spare: np.ndarray = (worth - 2).clip(0, 1)
-    return spare
+    far = heard * (usual < CLEARLY) * square
+    farthest = far.argmax(axis=0), np.arange(far.shape[1])
+    worth = np.square(heard.sum(axis=0)) / np.maximum(np.square(heard).sum(axis=0), TINY)
+    fewer = np.where(far > 0, weight * (1 - (worth - 2).clip(0, 1)), heard)
+    left = heard.copy()
+    left[farthest] = np.minimum(heard, fewer)[farthest]
+    return left
 
 
 def _usual(
