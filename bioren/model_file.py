@@ -64,10 +64,9 @@ def publish(
     embedded, places = (
         _of_told(known[states], population) for known in (mapper.embedded, mapper.places)
     )
-    if mapper.population.published is None:
-        apart = _cells_apart(model)[:, states]
-        few = (apart.sum(axis=0) < min_cells) | ((apart >= 1) & (apart < min_cells)).any(axis=0)
-        places.mean[few], places.m2[few] = embedded.mean[few], embedded.m2[few]
+    apart = _cells_apart(model)[:, states]
+    few = (apart.sum(axis=0) < min_cells) | ((apart >= 1) & (apart < min_cells)).any(axis=0)
+    places.mean[few], places.m2[few] = embedded.mean[few], embedded.m2[few]
     labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
     reduced = replace(
         mapper,

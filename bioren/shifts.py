@@ -30,9 +30,9 @@ TINY = 1e-12
 #: times: by the excess to this power, so that there is little between trust and distrust.
 UNUSUAL, STEEPNESS = 2.0, 8.0
 
-#: In each state so many samples are left out of the reference's mean at most, which stand apart
-#: clearly: one in doubt would look the farther, the less it counted in the mean.
-MOST_LEFT_OUT, CLEARLY = 5, 0.01
+#: A sample is left out of the reference's mean of a state if its shift is less usual than this: one
+#: in doubt would look the farther, the less it counted in the mean.
+CLEARLY = 0.01
 
 
 class Shifts(NamedTuple):
@@ -55,7 +55,12 @@ class Shifts(NamedTuple):
 
 
 def state_shifts(
-    by_state: Moments, effective: np.ndarray, in_reference: np.ndarray, prior_cells: float
+    by_state: Moments,
+    effective: np.ndarray,
+    in_reference: np.ndarray,
+    prior_cells: float,
+    *,
+    of_one_type: bool = False,
 ) -> Shifts:
     """Estimate each sample's shift from the reference within each state; samples x states x dims.
 
@@ -66,21 +71,27 @@ def state_shifts(
     says how far each is trusted.  A batch effect is much alike in all states; a shift far longer
     than the sample's others leads from one cell type to another, and is not followed.  Nor does
     such a sample count in the reference's mean of the state, where two others do: they are left
-    out one at a time, the farthest first, as it draws the mean away from the others.
+    out one at a time, the farthest first, as it draws the mean away from the others, and no more
+    than half of the samples.  Where states are known to be `of_one_type`, all shifts are followed.
     """
     there = by_state.count * in_reference[:, None]
     weight = there / (by_state.count + prior_cells)  # samples x states
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
     heard = weight
-    for _ in range(1 + MOST_LEFT_OUT):
+    for _ in range(1 + len(weight) // 2):
         part = heard / np.maximum(heard.sum(axis=0), TINY)
         shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
         errors = squared_errors(part, effective)  # in units of `within`
-        usual = _usual(shift, within, by_state.count, errors, others)
-        heard = _without_farthest(heard, weight, usual, _mean_square(shift, within))
+        usual = np.ones_like(weight)
+        if not of_one_type:
+            usual = _usual(shift, within, by_state.count, errors, others)
+        fewer = _without_farthest(heard, weight, usual, _mean_square(shift, within))
+        if np.array_equal(fewer, heard):
+            break
+        heard = fewer
     found = _shrunken(shift, within, by_state.count, errors, usual, others, prior_cells)
-    return _towards(there.sum(axis=0), found)
+    return _towards(there.sum(axis=0), found, by_state.count)
 
 
 def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cells: float) -> Shifts:
@@ -109,7 +120,7 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     shift, within = by_state.mean - reference.mean, reference.var()
     usual = _usual(shift, within, by_state.count, errors, known[None])
     found = _shrunken(shift, within, by_state.count, errors, usual, known[None], prior_cells)
-    removed, apart, usual = _towards(known, found)
+    removed, apart, usual = _towards(known, found, by_state.count)
     return Shifts(removed[0], apart[0], usual[0])
 
 
@@ -219,10 +230,14 @@ def _shrunken(
     return Shifts(shift * trust[..., None], shift * (cells * (1 - usual))[..., None], usual)
 
 
-def _towards(there: np.ndarray, found: Shifts) -> Shifts:
-    """Return shifts, none of which leads to a reference with less than a cell of the state."""
-    known = np.minimum(there, 1)[:, None]
-    return Shifts(found.removed * known, found.apart * known, found.usual)
+def _towards(there: np.ndarray, found: Shifts, count: np.ndarray) -> Shifts:
+    """Return shifts, none of which leads to a reference with less than a cell of the state.
+
+    Nothing is unusual where the reference has no cell, or the sample itself.
+    """
+    known = np.minimum(there, 1)
+    unusual = (1 - found.usual) * known * np.minimum(count, 1)
+    return Shifts(found.removed * known[:, None], found.apart * known[:, None], 1 - unusual)
 
 
 def covariate_slopes(

@@ -8,7 +8,8 @@ is shifted away, as in Harmony (Korsunsky et al. 2019, *Nature Methods* 16:1289,
   the caller names;
 * shifts are shrunk as far as their own standard errors explain them, so that samples without a
   batch effect stay as they are;
-* a shift much longer than a sample's others leads from one cell type to another, and is left;
+* a shift much longer than a sample's others leads from one cell type to another, and is left,
+  unless the types are known;
 * covariates such as a cell's depth are regressed out within states, whose own levels stay;
 * known labels, of some cells or all, keep states from reaching over two labels;
 * each round is kept as a pure function of a cell, what is known of it, and its sample.  The
@@ -240,7 +241,13 @@ class ConditionalBridge:
             share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
             by_state = Moments.by_group(z, facts.codes, n_samples, share)
             effective = effective_cells(share, facts.codes, n_samples)
-            shifts = state_shifts(by_state, effective, in_reference, options.prior_cells)
+            shifts = state_shifts(
+                by_state,
+                effective,
+                in_reference,
+                options.prior_cells,
+                of_one_type=state_labels is not None,
+            )
             slopes, levels = covariate_slopes(
                 z, covariates, facts.codes, share, by_state, options.prior_slope
             )

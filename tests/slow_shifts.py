@@ -16,7 +16,8 @@ def state_shifts(count, mean, m2, effective, in_reference, prior=1):
     heard = trust.copy()
     shift = np.zeros((n_samples, n_states, n_dims))
     error2 = np.zeros((n_samples, n_states))
-    for turn in range(6):  # five samples are left out at most
+    turns = n_samples // 2  # so many samples are left out at most
+    for turn in range(turns + 1):
         for k in range(n_states):
             part = heard[:, k] / max(heard[:, k].sum(), 1e-12)
             for s in range(n_samples):
@@ -24,7 +25,7 @@ def state_shifts(count, mean, m2, effective, in_reference, prior=1):
                 shift[s, k] = contrast @ mean[:, k]
                 error2[s, k] = (contrast**2 / np.maximum(1, effective[:, k])).sum()
         usual = how_usual(shift, within, count, error2, others)
-        for k in range(n_states if turn < 5 else 0):
+        for k in range(n_states if turn < turns else 0):
             weight = heard[:, k]
             worth = weight.sum() ** 2 / max((weight**2).sum(), 1e-12)
             spare = min(1, max(0, worth - 2))
@@ -34,7 +35,7 @@ def state_shifts(count, mean, m2, effective, in_reference, prior=1):
             if unlike[far] > 0:
                 heard[far, k] = min(weight[far], trust[far, k] * (1 - spare))
     removed, apart = shrunken(shift, within, count, error2, usual, others, there.sum(axis=0), prior)
-    return removed, apart, usual, shift
+    return removed, apart, where_compared(usual, count, there.sum(axis=0)), shift
 
 
 def shifts_onto(count, mean, effective, reference, prior=1):
@@ -46,7 +47,7 @@ def shifts_onto(count, mean, effective, reference, prior=1):
     one = shift[None], within, count[None], error2[None]
     usual = how_usual(*one, known[None])
     removed, apart = shrunken(*one, usual, known[None], known, prior)
-    return removed[0], apart[0], usual[0], shift
+    return removed[0], apart[0], where_compared(usual[0], count, known), shift
 
 
 def length2(shift, variance):
@@ -75,6 +76,11 @@ def how_usual(shift, within, count, error2, others):
                 like = 1 if square[k] <= most else (most / square[k]) ** 8
                 usual[s, k] = max(usual[s, k], like)
     return usual
+
+
+def where_compared(usual, count, there):
+    """Nothing is unusual where the sample or the reference has no cell."""
+    return 1 - (1 - usual) * np.minimum(1, there) * np.minimum(1, count)
 
 
 def shrunken(shift, within, count, error2, usual, others, there, prior):

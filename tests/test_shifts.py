@@ -160,9 +160,9 @@ def test_a_sample_apart_moves_no_other_though_a_batch_effect_is_longer(world):
 
 
 @laws
-@given(seeds, st.integers(5, 9))
+@given(seeds, st.integers(5, 9) | st.integers(20, 30))
 def test_several_samples_apart_move_no_other_while_they_are_the_fewer(seed, n_samples):
-    world = World(seed, n_samples, 4, 10)
+    world = World(seed, n_samples, 4, max(10, n_samples + 2))
     away = np.arange(n_samples) < (n_samples - 1) // 2
     mean, count = world.mean.copy(), world.count.copy()
     mean[away, world.where] += world.far
@@ -223,6 +223,29 @@ def test_what_does_not_differ_is_usual(seed, n_samples):
         assert_array_equal(shifts.removed[0, states], 0)
         assert_array_equal(shifts.apart[0, states], 0)
         assert_array_equal(shifts.usual[0, states], 1)
+
+
+@laws
+@given(any_tables())
+def test_nothing_is_unusual_where_the_sample_or_the_reference_has_no_cell(given):
+    count, mean, sd, in_reference = given
+    usual = shifts_of(count, mean, sd, in_reference).usual
+    nothing = (count == 0) | (count[in_reference].sum(axis=0) == 0)
+    assert_array_equal(usual[nothing], 1)
+
+
+@laws
+@given(worlds)
+def test_where_states_are_known_to_be_of_one_type_all_shifts_are_followed(world):
+    mean = world.mean.copy()
+    mean[world.apart, world.where] += world.far
+    everything = np.ones(len(mean), dtype=bool)
+    some = tables(world.count, mean, world.sd)
+    found = state_shifts(some, world.count, everything, 1.0, of_one_type=True)
+    assert_array_equal(found.usual, 1)
+    assert_array_equal(found.apart, 0)
+    left = (mean - found.removed)[:, world.where]
+    assert lengths(left - left.mean(axis=0)).max() < 0.1 * lengths(world.far)
 
 
 # Bounds
@@ -522,7 +545,7 @@ def test_cells_of_the_reference_alone_count_as_many(tmp_path):
     other = cells[cells.obs["sample"] == "a"].copy()
     other.obs["sample"] = "d"
     other.X += np.random.default_rng(0).normal(0, 0.3, other.shape).astype(np.float32)
-    few = cells[of(cells, "type4")][:4].copy()
+    few = cells[of(cells, "type4")][:10].copy()
     few.obs["sample"] = "b"
     other.obs_names, few.obs_names = "d" + other.obs_names, "few" + few.obs_names
     cells = concat([cells[~of(cells, "type3", "b")], few, other])
