@@ -206,6 +206,18 @@ def test_a_state_that_one_sample_alone_has_keeps_its_neighbours(reference):
     assert min(np.linalg.norm(centers[2] - other) for other in centers[:2]) > 5
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_long_shift_within_one_type_is_followed_if_the_type_is_known(known):
+    z, facts, kind, _ = embedding(types=((0, 1, 2), (0, 1, 2)), n_cells=600)
+    there = (facts.codes == 1) & (kind == 2)
+    z = z + 0.1 * (facts.codes == 1)[:, None] + 0.7 * there[:, None]
+    facts = facts._replace(labels=kind if known else None)
+    bridge = fit(z, facts, 2, n_states=9)
+    left = apart(bridge.apply(z, facts), facts, kind, 2) / apart(z, facts, kind, 2)
+    assert left < 0.12 if known else left > 0.9
+    assert (bridge.usual == 1).all() == known
+
+
 # Few cells of a sample do not say much
 
 
