@@ -34,13 +34,13 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
     of_zero = bridges.shift.astype(out.dtype)
     for rows, block in row_blocks(x):
         samples = codes[rows]
-        if not sparse.issparse(block):
-            out[rows] = bridges.scale[samples] * block + bridges.shift[samples]
+        scaled = scale_rows(block, bridges.scale, samples)
+        if not sparse.issparse(scaled):
+            out[rows] = scaled + bridges.shift[samples]
             continue
         np.take(of_zero, samples, axis=0, out=out[rows])
-        entries = block.tocoo()
-        of = samples[entries.row], entries.col
-        moved = bridges.scale[of] * entries.data + bridges.shift[of]
+        entries = scaled.tocoo()
+        moved = entries.data + bridges.shift[samples[entries.row], entries.col]
         out[rows][entries.row, entries.col] = moved
     return out
 

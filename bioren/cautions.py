@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["cautions"]
 
-#: A sample with more than this share of its cells in states of its own is named.
-MUCH_ALONE = 0.1
-
-#: In public sets whose samples have all types in common, up to .11 of a sample stands apart.
-MUCH_APART = 0.2
+#: Samples of which more than such a share is so, by column of the diagnosis, and what is said of
+#: them.  In public sets whose samples have all types in common, up to .11 of a sample stands apart.
+MUCH = {
+    "alone": (
+        0.1,
+        "Much of these samples lies in cell states that no other sample has: {}. These cells had "
+        "nothing to be compared with. Either the sample alone has such cells, or they should have "
+        "been integrated and were not: look at their markers.",
+    ),
+    "apart": (
+        0.2,
+        "Much of these samples stands apart from the others' cells in the same states, farther "
+        "than the rest of the sample does: {}. It was taken for cell types that the others lack, "
+        "and left where it was. If it is none, name the types (labels_key=...).",
+    ),
+}
 
 
 def cautions(
@@ -64,9 +75,11 @@ def cautions(
         found += isolation_messages(effects.samples, overlap, before)
         structure = diagnosis["structure_removed"].to_numpy()
         found.append(structure_message(effects.samples, structure, effects.cells))
-        alone = diagnosis["alone"].to_numpy()
-        found.append(_alone_message(names, alone))
-        found.append(_apart_message(names, diagnosis["apart"].to_numpy()))
+        for name, (most, message) in MUCH.items():
+            share = diagnosis[name].to_numpy()
+            much = share > most
+            if much.any():
+                found.append(message.format(_with_numbers(names[much], share[much], ".0%")))
     tiny = effects.cells < FEWEST_CELLS
     if tiny.any():
         found.append(
@@ -81,30 +94,6 @@ def cautions(
             "(genes and molecules per cell, mitochondrial share) before using them."
         )
     return [message for message in found if message]
-
-
-def _alone_message(names: np.ndarray, alone: np.ndarray) -> str:
-    much = alone > MUCH_ALONE
-    if not much.any():
-        return ""
-    return (
-        "Much of these samples lies in cell states that no other sample has: "
-        f"{_with_numbers(names[much], alone[much], '.0%')}. These cells had nothing to be compared "
-        "with. Either the sample alone has such cells, or they should have been integrated and "
-        "were not: look at their markers."
-    )
-
-
-def _apart_message(names: np.ndarray, apart: np.ndarray) -> str:
-    much = apart > MUCH_APART
-    if not much.any():
-        return ""
-    return (
-        "Much of these samples stands apart from the others' cells in the same states, farther "
-        f"than the rest of the sample does: {_with_numbers(names[much], apart[much], '.0%')}. "
-        "It was taken for cell types that the others lack, and left where it was. If it is none, "
-        "name the types (labels_key=...)."
-    )
 
 
 def _with_numbers(names: np.ndarray, numbers: np.ndarray, form: str) -> str:

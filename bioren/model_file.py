@@ -95,10 +95,15 @@ def _of_told(known: Moments, population: Population) -> Moments:
     return Moments(told, known.mean.copy(), known.var() * told[:, None])
 
 
+def _own_samples(model: RenormAutoencoder) -> np.ndarray:
+    """Return where the model's samples are in the population, which may hold others added later."""
+    return np.array([model.population_.samples.index(name) for name in model.samples_])
+
+
 def _cells_apart(model: RenormAutoencoder) -> np.ndarray:
     """Return how many of the reference's cells lie apart, shape ``(samples, states)``."""
     population = model.population_
-    own = [population.samples.index(name) for name in model.samples_]
+    own = _own_samples(model)
     there = population.by_state.count[own] * population.in_reference[own][:, None]
     cells: np.ndarray = there * (1 - model.states_.usual)
     return cells
@@ -177,8 +182,7 @@ def _contents_of_samples(model: RenormAutoencoder) -> dict[str, np.ndarray]:
     arrays |= _prefixed(
         "history", {name: model.history_[name].to_numpy() for name in model.history_}
     )
-    # The population may hold samples that were added later.
-    arrays["own_samples"] = np.array([model.population_.samples.index(s) for s in model.samples_])
+    arrays["own_samples"] = _own_samples(model)
     return arrays
 
 

@@ -83,14 +83,15 @@ def state_shifts(
         part = heard / np.maximum(heard.sum(axis=0), TINY)
         shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
         errors = squared_errors(part, effective)  # in units of `within`
+        square = _mean_square(shift, within)
         usual = np.ones_like(weight)
         if not of_one_type:
-            usual = _usual(shift, within, by_state.count, errors, others)
-        fewer = _without_farthest(heard, weight, usual, _mean_square(shift, within))
+            usual = _usual(shift, square, within, by_state.count, errors, others)
+        fewer = _without_farthest(heard, weight, usual, square)
         if np.array_equal(fewer, heard):
             break
         heard = fewer
-    found = _shrunken(shift, within, by_state.count, errors, usual, others, prior_cells)
+    found = _shrunken(shift, square, by_state.count, errors, usual, others, prior_cells)
     return _towards(there.sum(axis=0), found, by_state.count)
 
 
@@ -118,8 +119,9 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     known = reference.count
     errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
     shift, within = by_state.mean - reference.mean, reference.var()
-    usual = _usual(shift, within, by_state.count, errors, known[None])
-    found = _shrunken(shift, within, by_state.count, errors, usual, known[None], prior_cells)
+    square = _mean_square(shift, within)
+    usual = _usual(shift, square, within, by_state.count, errors, known[None])
+    found = _shrunken(shift, square, by_state.count, errors, usual, known[None], prior_cells)
     removed, apart, usual = _towards(known, found, by_state.count)
     return Shifts(removed[0], apart[0], usual[0])
 
@@ -139,7 +141,7 @@ def _without_farthest(
     usual
         See `Shifts`.
     square
-        Of the shifts, per dimension.
+        As for `_shrunken`.
     """
     far = heard * (usual < CLEARLY) * square
     farthest = far.argmax(axis=0), np.arange(far.shape[1])
@@ -152,6 +154,7 @@ def _without_farthest(
 
 def _usual(
     shift: np.ndarray,
+    square: np.ndarray,
     within: np.ndarray,
     count: np.ndarray,
     errors: np.ndarray,
@@ -164,8 +167,10 @@ def _usual(
 
     Parameters
     ----------
-    shift, within, count, errors
+    shift, square, count, errors
         As for `_shrunken`.
+    within
+        Variance within states, shape ``(states, dims)``.
     others
         Cells of the reference in each state that are not the sample's own.
     """
@@ -175,7 +180,7 @@ def _usual(
     unit = (size @ within) / np.maximum(size.sum(), TINY)  # one variance per dimension
     ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
     in_one = _like_median(_mean_square(shift, unit), errors * ratio, shared)
-    in_own = _like_median(_mean_square(shift, within), errors, shared)
+    in_own = _like_median(square, errors, shared)
     usual: np.ndarray = np.maximum(in_one, in_own)
     return usual
 
@@ -194,7 +199,7 @@ def _mean_square(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 def _shrunken(
     shift: np.ndarray,
-    within: np.ndarray,
+    square: np.ndarray,
     count: np.ndarray,
     errors: np.ndarray,
     usual: np.ndarray,
@@ -207,11 +212,13 @@ def _shrunken(
     ----------
     shift
         What was estimated.
-    within
-        Variance within states, shape ``(states, dims)``.
+    square
+        Its square, the mean over dimensions, in units of the variance within states; shape
+        ``(samples, states)``, as of the following.
     count
-        Cells of each sample in each state; so are `errors`, the squared standard errors in units
-        of `within`.
+        Cells.
+    errors
+        Squared standard errors, in the same units.
     usual
         See `Shifts`.
     others
@@ -223,7 +230,7 @@ def _shrunken(
     # What stands apart, or has nothing to be compared with, tells nothing of the effect's size.
     counted = cells * usual * np.minimum(others, 1)
     whole = np.maximum(counted.sum(axis=1), TINY)
-    excess = np.sum(counted * (_mean_square(shift, within) - errors), axis=1) / whole
+    excess = np.sum(counted * (square - errors), axis=1) / whole
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * errors).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
     trust = count / (count + prior_cells) * usual * signal / np.maximum(signal + errors, TINY)

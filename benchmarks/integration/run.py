@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from measure import MethodFailed, Store
 from methods import COMPARED, METHODS
-from scores import scored_cells, scores, steady_total
+from scores import STARTS, scored_cells, scores
 
 from data import CORE, is_embedding, prepared, public_files
 
@@ -56,12 +56,9 @@ def compare(path: Path, methods: list[str], seeds: dict[bool, int], again: list[
                 print(f"{path.stem}: {name} failed: {error}", file=sys.stderr, flush=True)
                 failed.append(f"{name} on {path.stem}")
                 break
-            if record.get("scorer") != version(SCORER):
-                record |= {"scorer": version(SCORER), "scores": scores(adata, result)}
-                store.write(record)
-            found = record["scores"]
-            if "total" in found and "steady" not in found:
-                found["steady"] = steady_total(adata, result, found)
+            scorer = f"{version(SCORER)}, {STARTS} starts"
+            if record.get("scorer") != scorer:
+                record |= {"scorer": scorer, "scores": scores(adata, result)}
                 store.write(record)
             records.append({"data": path.stem, **record})
             total = record["scores"].get("total", float("nan"))
@@ -105,17 +102,8 @@ def table_of(runs: pd.DataFrame) -> str:
         if len(group) > 1 and total:
             total += f" ({number(group['total'].min())}–{number(group['total'].max())})"
         costs = [number(mean[cost], 2 if cost == "peak_gb" else 1) for cost in COSTS]
-        lines.append(
-            [
-                name,
-                total,
-                number(mean["steady"]),
-                number(mean["bio"]),
-                number(mean["batch"]),
-                *costs,
-            ]
-        )
-    return markdown(["", "Total (range)", "steady", "bio", "batch", *COSTS.values()], lines)
+        lines.append([name, total, *(number(mean[of]) for of in MEANS[1:]), *costs])
+    return markdown(["", "Total (range)", *MEANS[1:], *COSTS.values()], lines)
 
 
 def summary(runs: pd.DataFrame, values: str) -> str:
