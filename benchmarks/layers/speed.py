@@ -1,11 +1,15 @@
-"""Time of forward and backward of the layers beside torch's batch normalisation and the peers.
+"""Cost of forward and backward of the layers beside torch's batch normalisation and the peers.
 
-    python benchmarks/layers/speed.py [--rounds 30] [--threads 2] [--compiled] [--device cuda]
+    python benchmarks/layers/speed.py [--rounds 30] [--threads 1] [--compiled] [--device cuda]
 
 All candidates take turns in every round, and each runs for some milliseconds in a row when its turn
-comes; a figure is the median over the rounds as a ratio to that of the first row, with its
-milliseconds beside it.  Input, weight and bias have a gradient.  Limits are those of a trained
-network, (3, 5); the warm-up of the paper's schedule, limits (1, 0), has a row of its own.
+comes; a figure is the median over the rounds as a ratio to that of `nn.BatchNorm`, with its
+milliseconds beside it: processor time on a CPU, which a busy machine disturbs least, and time by
+the clock on a GPU.  Input, weight and bias have a gradient.  Limits are those of a trained
+network, (3, 5), unless a row says otherwise.
+
+A second table holds what autograd saves from the forward to the backward pass, in units of the
+input.
 
 On Linux the C library is told to keep freed memory: where it hands memory back to the system, the
 same kernels take up to twice as long in one process and not in the next.
@@ -22,33 +26,51 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import torch
 from torch import Tensor, nn
 
-from bioren.nn import BatchRenorm1d, BatchRenorm2d
+from bioren.nn import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bioren.nn.functional import batch_renorm
 
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 RESULTS = Path("benchmarks/results/layers")
 SHAPES = {
+    "(16, 64)": (16, 64),
     "(256, 512)": (256, 512),
     "(4096, 256)": (4096, 256),
-    "(64, 64, 32, 32)": (64, 64, 32, 32),
-    "the same, channels-last": (64, 64, 32, 32),
-    "(2, 64, 64, 64)": (2, 64, 64, 64),
+    "(32, 64, 32, 32)": (32, 64, 32, 32),
+    "the same, channels-last": (32, 64, 32, 32),
+    "(2, 32, 16, 32, 32)": (2, 32, 16, 32, 32),
 }
 Layer = Callable[[Tensor], Tensor]
+BIOREN = {2: BatchRenorm1d, 4: BatchRenorm2d, 5: BatchRenorm3d}
+TORCH = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+OPTIONS = {
+    "bioren BatchRenorm": {},
+    "bioren BatchRenorm, limits (1, 0)": {"limits": (1.0, 0.0)},
+    "bioren BatchRenorm, default": None,
+    "bioren BatchRenorm, learned mixing": {"mixing": "learned"},
+    "bioren BatchRenorm, average_backward": {"average_backward": 16},
+}
 
 
-def bioren_layer(channels: int, positions: bool, limits=(3.0, 5.0)) -> nn.Module:
-    return (BatchRenorm2d if positions else BatchRenorm1d)(channels, limits=limits)
+def bioren_layer(shape: tuple[int, ...], options: dict[str, Any] | None) -> nn.Module:
+    options = {} if options is None else {"limits": (3.0, 5.0)} | options
+    return BIOREN[len(shape)](shape[1], **options)
 
 
-def torch_layer(channels: int, positions: bool) -> nn.Module:
-    return (nn.BatchNorm2d if positions else nn.BatchNorm1d)(channels, momentum=0.01)
+def masked_layer(shape: tuple[int, ...]) -> Layer:
+    layer = bioren_layer(shape, {})
+    mask = torch.rand(shape[0], *shape[2:]) < 0.8
+    return lambda x: layer(x, mask)
+
+
+def torch_layer(shape: tuple[int, ...]) -> nn.Module:
+    return TORCH[len(shape)](shape[1], momentum=0.01)
 
 
 def torchrl_layer(channels: int, positions: bool) -> nn.Module:
@@ -87,11 +109,9 @@ def functions(channels: int) -> dict[str, Layer]:
 
 def eager(shape: tuple[int, ...], peers: bool) -> dict[str, Layer]:
     channels, positions = shape[1], len(shape) > 2
-    found = functions(channels) | {
-        "nn.BatchNorm": torch_layer(channels, positions),
-        "bioren BatchRenorm": bioren_layer(channels, positions),
-        "bioren BatchRenorm, warm-up": bioren_layer(channels, positions, (1.0, 0.0)),
-    }
+    found: dict[str, Layer] = {"nn.BatchNorm": torch_layer(shape)} | functions(channels)
+    found |= {name: bioren_layer(shape, options) for name, options in OPTIONS.items()}
+    found["bioren BatchRenorm, mask"] = masked_layer(shape)
     for name, build in PEERS.items() if peers else ():
         try:
             layer = build(channels, positions)
@@ -105,11 +125,11 @@ def eager(shape: tuple[int, ...], peers: bool) -> dict[str, Layer]:
 
 def compiled(shape: tuple[int, ...]) -> dict[str, Layer]:
     torch._dynamo.reset()
-    channels, positions = shape[1], len(shape) > 2
-    return {
-        "nn.BatchNorm": torch.compile(torch_layer(channels, positions), fullgraph=True),
-        "bioren BatchRenorm": torch.compile(bioren_layer(channels, positions), fullgraph=True),
+    candidates = {
+        "nn.BatchNorm": torch_layer(shape),
+        "bioren BatchRenorm": bioren_layer(shape, {}),
     }
+    return {name: torch.compile(layer, fullgraph=True) for name, layer in candidates.items()}
 
 
 def medians(layers: dict[str, Layer], x: Tensor, rounds: int) -> dict[str, float]:
@@ -126,12 +146,13 @@ def medians(layers: dict[str, Layer], x: Tensor, rounds: int) -> dict[str, float
 
 
 def seconds(layer: Layer, x: Tensor, gradient: Tensor, times: int) -> float:
+    clock = time.perf_counter if x.is_cuda else time.process_time
     wait(x)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         layer(x).backward(gradient)
     wait(x)
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def wait(x: Tensor) -> None:
@@ -139,18 +160,38 @@ def wait(x: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def show(columns: dict[str, dict[str, float]], path: Path) -> None:
-    """Print ratios to the first row, and write all milliseconds to a CSV file."""
+def saved(layer: Layer, x: Tensor) -> float:
+    """Return the bytes that wait for the backward pass, as a multiple of the input's."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(x)
+    del y
+    return sum(storages.values()) / x.untyped_storage().nbytes()
+
+
+def show(columns: dict[str, dict[str, str]]) -> None:
+    """Print a table of columns, whose rows may differ."""
+    rows = list(dict.fromkeys(row for cells in columns.values() for row in cells))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[row, *(cells.get(row, "") for cells in columns.values())] for row in rows]
+    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n")
+
+
+def ratios(times: dict[str, float]) -> dict[str, str]:
+    """Return the figures of one column: ratios to its first row, and milliseconds."""
+    first = next(iter(times.values()))
+    return {name: f"{taken / first:.2f} ({taken:.3f} ms)" for name, taken in times.items()}
+
+
+def write(columns: dict[str, dict[str, float]], path: Path) -> None:
+    """Write all milliseconds to a CSV file."""
     rows = list(dict.fromkeys(row for times in columns.values() for row in times))
-    lines = [["", *columns]]
-    for row in rows:
-        cells = [row]
-        for times in columns.values():
-            first = next(iter(times.values()))
-            cells.append(f"{times[row] / first:.2f} ({times[row]:.3f} ms)" if row in times else "")
-        lines.append(cells)
-    lines.insert(1, ["---"] * len(lines[0]))
-    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -162,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="a smoke run of two rounds")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
     parser.add_argument("--no-peers", action="store_true")
@@ -175,15 +216,21 @@ def main() -> None:
     # Only where it has to be: it is a mode that slows every call down.
     if options.device != "cpu":
         torch.set_default_device(options.device)
-    columns = {}
+    times, memory = {}, {}
     for name, shape in SHAPES.items():
         x = torch.randn(shape)
         if "channels-last" in name:
             x = x.contiguous(memory_format=torch.channels_last)
         layers = compiled(shape) if options.compiled else eager(shape, not options.no_peers)
-        columns[name] = medians(layers, x.requires_grad_(), 2 if options.quick else options.rounds)
-    name = "speed_compiled.csv" if options.compiled else "speed.csv"
-    show(columns, options.output / name)
+        x.requires_grad_()
+        times[name] = medians(layers, x, 2 if options.quick else options.rounds)
+        memory[name] = {row: f"{saved(layer, x):.2f}" for row, layer in layers.items()}
+    print("Forward and backward")
+    show({name: ratios(column) for name, column in times.items()})
+    if not options.compiled:
+        print("Saved for the backward pass, in units of the input")
+        show(memory)
+    write(times, options.output / ("speed_compiled.csv" if options.compiled else "speed.csv"))
 
 
 if __name__ == "__main__":
