@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = Any  # numpy.ndarray or torch.Tensor, never mixed in one call
 
-__all__ = ["AffineBridge", "Limits", "clip_terms", "kept_terms", "renorm_terms", "shrinkage"]
+__all__ = ["AffineBridge", "Limits", "clip_terms", "kept_terms", "mixed_terms", "renorm_terms", "shrinkage"]
 
 
 class Limits(NamedTuple):
@@ -97,6 +97,15 @@ def kept_terms(
     guard = _limits("max_removed", max_removed, EVERYTHING)
     r_removed, d_removed = clip_terms(r_removed, d_removed, *guard)
     return r / r_removed, d - d_removed
+
+
+def mixed_terms(r: Array, d: Array, mixing: Array | float) -> tuple[Array, Array]:
+    """Return the share `mixing`, in [0, 1], of ``(r, d)``: 0 gives ``(1, 0)``, 1 all of it.
+
+    What `kept_terms` keeps with a strength of ``1 - mixing``, in a form that is quick to
+    differentiate.
+    """
+    return r**mixing, d * mixing
 
 
 def shrinkage(effect: np.ndarray, standard_error: np.ndarray) -> np.ndarray:

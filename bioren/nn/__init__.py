@@ -2,16 +2,11 @@
 
 `BatchRenorm1d` takes the place of ``torch.nn.BatchNorm1d``; `SampleRenorm1d` normalises every
 cell by its own sample and bridges the samples to their population.  `functional` holds the same
-as pure functions, `limits` the schedules of the clip.
+as pure functions, `schedules` what may change over the training.
 """
 
-from bioren.nn import functional, limits
-from bioren.nn.convert import convert_batchnorm, convert_sync, fold_to_batchnorm
-from bioren.nn.diagnostics import LayerDiagnostics, Monitor
-from bioren.nn.instance import InstanceRenorm1d, InstanceRenorm2d, InstanceRenorm3d
-from bioren.nn.limits import PAPER, BySamples, ConstantLimits, LinearLimits, StepLimits
-from bioren.nn.mixing import LinearMixing
-from bioren.nn.renorm import (
+from bioren.nn import functional, schedules
+from bioren.nn.batch_renorm import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
@@ -19,10 +14,23 @@ from bioren.nn.renorm import (
     LazyBatchRenorm2d,
     LazyBatchRenorm3d,
 )
+from bioren.nn.convert import convert_batchnorm, convert_sync, fold_to_batchnorm
+from bioren.nn.instance import InstanceRenorm1d, InstanceRenorm2d, InstanceRenorm3d
+from bioren.nn.monitor import LayerDiagnostics, Monitor
 from bioren.nn.sample import SampleRenorm1d
+from bioren.nn.schedules import (
+    CROSSQ,
+    PAPER,
+    BySamples,
+    ConstantLimits,
+    LinearLimits,
+    LinearMixing,
+    StepLimits,
+)
 from bioren.nn.sync import SyncBatchRenorm
 
 __all__ = [
+    "CROSSQ",
     "PAPER",
     "BatchRenorm1d",
     "BatchRenorm2d",
@@ -46,5 +54,5 @@ __all__ = [
     "convert_sync",
     "fold_to_batchnorm",
     "functional",
-    "limits",
+    "schedules",
 ]

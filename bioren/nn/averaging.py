@@ -1,25 +1,29 @@
 """The gradient of normalisation with its means averaged over minibatches.
 
-With z' = r z + d the normalised values and g their gradient, that of the input is::
+With z the normalised values and g the gradient of z, that of the input is::
 
-    r / std_B * (g - mean(g) - z' mean(g z'))
+    1 / std_B * (g - mean(g) - z mean(g z))
 
-with means over the minibatch (and r = 1, d = 0 for batch normalisation).  In a minibatch of two
-rows they are mostly noise.  Yan et al. (2020), *Towards stabilizing batch statistics in backward
-propagation of batch normalization*, arXiv:2001.06838, average them over the latest minibatches.
+with means over the minibatch.  In a minibatch of two rows they are mostly noise.  Yan et al.
+(2020), *Towards stabilizing batch statistics in backward propagation of batch normalization*,
+arXiv:2001.06838, average them over the latest minibatches, and take the values z' = r z + d that
+are normalised by the running statistics in the place of z, so that all minibatches speak of the
+same values::
+
+    r / std_B * (g - mean(g) - z' mean(g z'))          where r = 1 and d = 0, the same
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from bioren.nn.moments import ChannelMoments, of_channels, statistics_dtype
+from bioren.nn._torch import is_readable
 
-__all__ = ["BackwardAverages", "normalize_with_averages"]
+__all__ = ["BackwardAverages"]
 
 
 class BackwardAverages(nn.Module):
@@ -32,6 +36,8 @@ class BackwardAverages(nn.Module):
     ----------
     size
         Number of minibatches, at least 1.
+    like
+        Has the device and the dtype of the means; None stands for torch's defaults.
 
     Raises
     ------
@@ -44,15 +50,23 @@ class BackwardAverages(nn.Module):
     seen: Tensor
     """Number of minibatches so far, 0-d int64."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, like: Tensor | None = None) -> None:
         super().__init__()
         if size < 1:
             msg = f"average_backward must be a number of minibatches of 1 or more, received {size}."
             raise ValueError(msg)
         self.size = size
         # As large as the gradient turns out to be.
-        self.register_buffer("means", torch.zeros(size, 2, 0), persistent=False)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        of: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        means = torch.zeros(size, 2, 0, **of)
+        seen = torch.zeros((), dtype=torch.int64, device=means.device)
+        self.register_buffer("means", means, persistent=False)
+        self.register_buffer("seen", seen, persistent=False)
+
+    def reset(self) -> None:
+        """Forget all minibatches."""
+        self.means.zero_()
+        self.seen.zero_()
 
     @torch.no_grad()
     def averaged(self, new: Tensor) -> Tensor:
@@ -60,6 +74,12 @@ class BackwardAverages(nn.Module):
         if self.means.shape[2] != new.shape[1]:
             self.means = new.new_zeros(self.size, *new.shape)
         self.means, self.seen = self.means.to(new), self.seen.to(new.device)
+        if is_readable(new):  # a dozen small operations, which start faster in NumPy
+            means, latest, seen = self.means.numpy(), new.numpy(), int(self.seen)
+            if np.isfinite(latest).all():
+                means[seen % self.size] = latest
+                self.seen += 1
+            return torch.from_numpy(means.sum(0) / min(max(int(self.seen), 1), self.size))
         finite = new.isfinite().all()
         slot = (self.seen % self.size)[None]
         kept = torch.where(finite, new[None], self.means.index_select(0, slot))
@@ -67,69 +87,35 @@ class BackwardAverages(nn.Module):
         self.seen.add_(finite)
         return self.means.sum(0) / self.seen.clamp(1, self.size)
 
+    def replaced(
+        self,
+        dscale: Tensor,
+        dshift: Tensor,
+        weight: Tensor | None,
+        r: Tensor | None,
+        d: Tensor | None,
+        number: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the gradient of ``z * r + d`` owes to the moments, as slope and level in z.
+
+        Parameters
+        ----------
+        dscale, dshift
+            Sums over the minibatch of the output's gradient times z, and of it alone; shape
+            ``(channels,)``.
+        weight, r, d
+            Of the layer; None stands for ones and zeros.
+        number
+            Values per channel.
+        """
+        by_d = dshift if weight is None else dshift * weight  # sum of g
+        by_r = dscale if weight is None else dscale * weight  # sum of g z
+        if r is None or d is None:
+            level, slope = self.averaged(torch.stack([by_d, by_r]) / number)
+            return slope, level
+        mean, product = self.averaged(torch.stack([by_d, by_r * r + by_d * d]) / number)
+        return r * r * product, r * (mean + d * product)
+
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return str(self.size)
-
-
-def normalize_with_averages(
-    input: Tensor,
-    moments: ChannelMoments,
-    r: Tensor | None,
-    d: Tensor | None,
-    eps: float,
-    averages: BackwardAverages,
-) -> Tensor:
-    """Return ``z * r + d``, z being `input` normalised by its own `moments`.
-
-    Parameters
-    ----------
-    input
-        Shape ``(N, C)`` or ``(N, C, *positions)``.
-    moments
-        Of `input`.
-    r, d
-        Shape ``(C,)``; constants for the gradient.  None stands for ones and zeros.
-    eps
-        Added to the variance.
-    averages
-        What the gradient's means are averaged with; updated in the backward pass.
-    """
-    if r is None or d is None:
-        r, d = torch.ones_like(moments.mean), torch.zeros_like(moments.mean)
-    y: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-        input, moments.mean, (moments.var + eps).rsqrt(), r, d, averages
-    )
-    return y
-
-
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        mean: Tensor,
-        invstd: Tensor,
-        r: Tensor,
-        d: Tensor,
-        averages: BackwardAverages,
-    ) -> Tensor:
-        ctx.save_for_backward(input, mean, invstd, r, d)
-        ctx.averages = averages
-        x = input.to(statistics_dtype(input))
-        return _carried(x, mean, invstd * r, d).to(input.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, invstd, r, d = ctx.saved_tensors
-        g, x = gradient.to(mean.dtype), input.to(mean.dtype)
-        over = [0, *range(2, x.dim())]
-        y = _carried(x, mean, invstd * r, d)
-        average = ctx.averages.averaged(torch.stack([g.mean(over), (g * y).mean(over)]))
-        inner = g - of_channels(average[0], x) - y * of_channels(average[1], x)
-        return (inner * of_channels(invstd * r, x)).to(input.dtype), *[None] * 5
-
-
-def _carried(x: Tensor, mean: Tensor, scale: Tensor, d: Tensor) -> Tensor:
-    return (x - of_channels(mean, x)) * of_channels(scale, x) + of_channels(d, x)

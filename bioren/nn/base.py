@@ -8,12 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bioren.nn.limits import Bound, readable
-from bioren.nn.mixing import Mixing, as_mixing, share_at
 from bioren.nn.recomputation import Recollection, may_run_again
+from bioren.nn.schedules import Bound, Mixing, as_mixing, check_share, readable
 from bioren.nn.tracking import Moving, Observer, Tracker
 
-__all__ = ["Initial", "RenormBase", "check_choice", "check_shape"]
+__all__ = [
+    "SHAPES_1D",
+    "SHAPES_2D",
+    "SHAPES_3D",
+    "Initial",
+    "RenormBase",
+    "check_average",
+    "check_choice",
+    "check_shape",
+]
+
+SHAPES_1D, SHAPES_2D, SHAPES_3D = {2: "", 3: ", L"}, {4: ", H, W"}, {5: ", D, H, W"}
 
 Initial = Literal["unit", "first_batch", "debiased"]
 
@@ -38,12 +48,13 @@ class RenormBase(_NormBase):
         momentum: float | None,
         affine: bool,
         track_running_stats: bool,
-        *,
-        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         **options: Any,
     ) -> None:
+        check_average(eps, momentum)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
@@ -86,46 +97,54 @@ class RenormBase(_NormBase):
     @property
     def _tracks(self) -> bool:
         """Whether this pass learns; statistics switched off later serve in evaluation only."""
-        return self.training and self.track_running_stats and self.running_mean is not None
+        return (
+            self.training and self.track_running_stats and self._buffers["running_mean"] is not None
+        )
 
-    def _share(self) -> float | Tensor:
-        return share_at(self.mixing, self.mixing_logit, self.num_batches_tracked)
+    def _mixing_now(self) -> tuple[Bound, Tensor | None]:
+        """Return the share of (r, d) that is applied, or 1 and what is learned, per channel."""
+        mixing = self.mixing
+        if isinstance(mixing, float):
+            return mixing, None
+        if mixing == "learned":
+            return 1.0, torch.sigmoid(cast("Tensor", self.mixing_logit))
+        step = self.num_batches_tracked
+        return mixing(torch.zeros((), dtype=torch.int64) if step is None else step), None
 
-    def _tracker(self, r_max: Bound, d_max: Bound, *, counts: bool) -> Tracker:
+    def _tracker(self, r_max: Bound, d_max: Bound, mixing: Bound, *, counts: bool) -> Tracker:
         """Return what bridges the next minibatch to the running statistics.
 
         Parameters
         ----------
         r_max, d_max
             Limits on the bridge.
+        mixing
+            Share of it that is applied, if that has no gradient.
         counts
             Whether there is anything in the minibatch, so that it counts as a step.
         """
-        step = cast("Tensor", self.num_batches_tracked)
-        before = readable(step)
-        momentum: float | Tensor
-        if self.momentum is None:
-            momentum = 1 / (before + 1)
-        elif self.initial == "debiased" and self.momentum > 0:
-            # The weights of all minibatches, the first included, then sum to one, as in Adam.
-            momentum = self.momentum / (1 - (1 - self.momentum) ** (before + 1))
+        running = self._buffers  # a module finds them as its attributes at a tenth of the speed
+        step = cast("Tensor", running["num_batches_tracked"])
+        mean, var = cast("Tensor", running["running_mean"]), cast("Tensor", running["running_var"])
+        momentum: Bound
+        if self.initial == "unit" and self.momentum is not None:
+            momentum, first, counter = self.momentum, False, None
+            if counts and not self._recollection.running_again:
+                step.add_(1)
         else:
-            momentum = self.momentum
-        first: bool | Tensor = False
-        counter = None
-        if self.initial != "unit" or self.momentum is None:
-            # The number decides what a minibatch weighs: only those that are let in count.
+            before = readable(step)
+            momentum = momentum_at(before, self.momentum, self.initial == "debiased", mean.dtype)
             first = self.initial != "unit" and before == 0
+            # The number decides what a minibatch weighs: only those that are let in count.
             counter = step if counts else None
-        elif counts and not self._recollection.running_again:
-            step.add_(1)
         return Tracker(
-            cast("Tensor", self.running_mean),
-            cast("Tensor", self.running_var),
+            mean,
+            var,
             momentum,
             self.eps,
             r_max,
             d_max,
+            mixing,
             self.moving,
             first,
             counter,
@@ -151,19 +170,40 @@ class RenormBase(_NormBase):
         raise NotImplementedError
 
 
+def momentum_at(
+    before: int | Tensor, momentum: float | None, debiased: bool, dtype: torch.dtype
+) -> Bound:
+    """Return the share of a minibatch in the average after `before` others, of `dtype`."""
+    if isinstance(before, Tensor):
+        before = before.to(torch.promote_types(dtype, torch.float32))
+    if momentum is None:
+        return 1 / (before + 1)
+    if debiased and momentum > 0:
+        # The weights of all minibatches, the first included, then sum to one, as in Adam.
+        return momentum / (1 - (1 - momentum) ** (before + 1))
+    return momentum
+
+
+def check_average(eps: float, momentum: float | None) -> None:
+    """Raise unless `eps` and `momentum` are what a layer can normalise and average with."""
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, received {eps}.")
+    if momentum is not None:
+        check_share("momentum", momentum)
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, received {value!r}.")
 
 
-def check_shape(input: Tensor, channels: int, *positions: str) -> None:
-    """Raise unless `input` is ``(N, channels)`` with one of these lists of `positions`.
+def check_shape(input: Tensor, channels: int, shapes: dict[int, str]) -> None:
+    """Raise unless `input` is ``(N, channels)`` and has one of these numbers of dimensions.
 
-    Each list is what follows in the message, such as ``", H, W"``.
+    `shapes` tells for each of them what follows in the message, such as ``", H, W"``.
     """
-    dimensions = {2 + rest.count(","): rest for rest in positions}
-    if input.dim() not in dimensions or input.shape[1] != channels:
-        possible = " or ".join(f"(N, {channels}{rest})" for rest in positions)
+    if input.dim() not in shapes or input.shape[1] != channels:
+        possible = " or ".join(f"(N, {channels}{rest})" for rest in shapes.values())
         msg = f"expected input of shape {possible}, received {tuple(input.shape)}."
         raise ValueError(msg)

@@ -14,8 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bioren.nn.limits import PAPER, LimitSchedule
-from bioren.nn.renorm import (
+from bioren.nn.batch_renorm import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
@@ -25,6 +24,7 @@ from bioren.nn.renorm import (
     _BatchRenorm,
     _LazyBatchRenorm,
 )
+from bioren.nn.schedules import PAPER, LimitSchedule
 from bioren.nn.sync import SyncBatchRenorm, check_shareable
 
 __all__ = ["convert_batchnorm", "convert_sync", "fold_to_batchnorm"]

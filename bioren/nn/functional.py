@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bioren.bridge import clip_terms, renorm_terms
+from bioren.nn._torch import saved_for_backward
 from bioren.nn.grouped import (
     Normalizer,
     SampleStatistics,
@@ -21,16 +22,16 @@ from bioren.nn.grouped import (
     spread,
     updated,
 )
-from bioren.nn.instances import renormalize_instances
-from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.kernels import renormalize, renormalize_instances
+from bioren.nn.moments import ChannelMoments, ValueWeights, statistics_dtype
 from bioren.nn.recomputation import Recollection
-from bioren.nn.renormalization import renormalize
-from bioren.nn.tracking import Tracker
+from bioren.nn.schedules import check_share
+from bioren.nn.tracking import Moving, Tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bioren.nn.limits import Bound
+    from bioren.nn.schedules import Bound
 
 __all__ = ["SampleStatistics", "batch_renorm", "instance_renorm", "sample_renorm"]
 
@@ -48,17 +49,22 @@ def batch_renorm(
     r_max: Bound = 3.0,
     d_max: Bound = 5.0,
     mask: Tensor | None = None,
+    mixing: float | Tensor = 1.0,
+    moving: Moving = "var",
 ) -> Tensor:
     """Apply Batch Renormalization to each channel.
 
     Training normalises by the minibatch, then corrects towards the running statistics::
 
-        y = ((x - mean_B) / std_B * r + d) * weight + bias
+        y = ((x - mean_B) / std_B * r**m + m * d) * weight + bias
         r = clip(std_B / std, 1 / r_max, r_max)             without gradient
         d = clip((mean_B - mean) / std, -d_max, d_max)      without gradient
 
     and updates the running statistics afterwards.  Evaluation normalises by the running
     statistics.  With limits (1, 0) training is `torch.nn.functional.batch_norm`.
+
+    Of the options of `bioren.nn.BatchRenorm1d` two have a memory of their own and are the layer's
+    alone: ``average_backward``, and ``initial`` (give the first minibatches a larger momentum).
 
     Parameters
     ----------
@@ -84,9 +90,15 @@ def batch_renorm(
     mask
         Which values count in the statistics (bool), or how much (weights that are not negative,
         of which only the ratios matter), alike for all channels.  Shape ``(N,)`` for whole rows,
-        or ``(N, *positions)``, also with a dimension of 1 for the channels.  What does not count
-        is normalised with the rest, takes no part in the gradient of the statistics, and may
-        hold anything; if it is not finite it becomes 0 first.  None counts all.
+        or ``(N, *positions)``, also with a dimension of 1 for the channels; other dimensions may
+        be 1 as well, and then count for all.  What does not count is normalised with the rest,
+        takes no part in the gradient of the statistics, and may hold anything; if it is not
+        finite it becomes 0 first.  None counts all.
+    mixing
+        Share m of the bridge that is applied, in [0, 1]: a number, or a tensor that broadcasts to
+        ``(C,)`` and may have a gradient.
+    moving
+        Whether variances ("var") or standard deviations ("std") are averaged over minibatches.
 
     Returns
     -------
@@ -97,7 +109,8 @@ def batch_renorm(
     ------
     ValueError
         `input` has fewer than two dimensions or another number of channels than the running
-        statistics; one of these is missing, or both in evaluation; `mask` has another shape.
+        statistics; one of these is missing, or both in evaluation; `mask` has another shape;
+        `mixing` is a number outside [0, 1].
 
     References
     ----------
@@ -106,9 +119,12 @@ def batch_renorm(
     check_channels(input, running_mean, running_var, training)
     if not training:
         return evaluate(input, running_mean, running_var, weight, bias, eps)
+    check_share("mixing", mixing)
+    learned = mixing if isinstance(mixing, torch.Tensor) else None
     tracker = None
     if running_mean is not None and running_var is not None:
-        tracker = Tracker(running_mean, running_var, momentum, eps, r_max, d_max)
+        share = mixing if learned is None else 1.0
+        tracker = Tracker(running_mean, running_var, momentum, eps, r_max, d_max, share, moving)
     dtype = statistics_dtype(input)
     return renormalize(
         input,
@@ -116,7 +132,8 @@ def batch_renorm(
         in_dtype(bias, dtype),
         eps,
         tracker,
-        mask=None if mask is None else value_weights(mask, input),
+        weights=None if mask is None else value_weights(mask, input),
+        learned=learned,
     )
 
 
@@ -165,8 +182,7 @@ def instance_renorm(
     if input.dim() < 3:
         msg = f"expected input of shape (N, C, *positions), received {tuple(input.shape)}."
         raise ValueError(msg)
-    if not isinstance(mixing, torch.Tensor) and not 0 <= mixing <= 1:
-        raise ValueError(f"mixing must lie in [0, 1], received {mixing}.")
+    check_share("mixing", mixing)
     dtype = statistics_dtype(input)
     given = running_mean is not None and running_var is not None
 
@@ -190,7 +206,7 @@ def sample_renorm(
     eps: float = 1e-5,
     *,
     max_kept: tuple[float, float] = (1.0, 0.0),
-    strength: float = 1.0,
+    mixing: float = 0.0,
     r_max: Bound = 3.0,
     d_max: Bound = 5.0,
     recollection: Recollection | None = None,
@@ -227,9 +243,11 @@ def sample_renorm(
     eps
         Added to every variance; may be 0.  Where a sample, or the population, then has no
         spread at all, features are shifted and never scaled, and stay finite.
-    max_kept, strength
+    max_kept
         See `bioren.bridge.kept_terms`: (1, 0) keeps nothing of the difference between sample
         and population (normalisation per sample), (inf, inf) all (that of the population).
+    mixing
+        How much is kept of what lies beyond `max_kept`, in [0, 1]: with 0 nothing, with 1 all.
     r_max, d_max
         Limits on the bridge from the minibatch to the sample's moving statistics.
     recollection
@@ -260,8 +278,9 @@ def sample_renorm(
         if known is None:
             with torch.no_grad():
                 moving = first_seen(moving, batch)
-                bridge = population_normalizer(moving, eps, max_kept, strength)
+                bridge = population_normalizer(moving, eps, max_kept, mixing)
                 statistics.assign(updated(moving, batch, momentum))
+            bridge = Normalizer(*saved_for_backward(*bridge))
             if recollection is not None:
                 limits = (torch.zeros_like(bridge.d[0, 0]) + limit for limit in (r_max, d_max))
                 recollection.remember(batch.mean, batch.var, (*bridge, *limits))
@@ -274,10 +293,10 @@ def sample_renorm(
         std_a = torch.where(alone | (std_b == 0), bridge.std, std_b)
         with torch.no_grad():
             r, d = renorm_terms(mean_a, std_a, bridge.mean, bridge.std)
-            r, d = clip_terms(r, d, r_max, d_max)
+            r, d = saved_for_backward(*clip_terms(r, d, r_max, d_max))
         bridge = Normalizer(mean_a, std_a, bridge.r * r, bridge.r * d + bridge.d)
     else:
-        bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, strength)
+        bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, mixing)
     return bridge.apply(x, sample, in_dtype(weight, dtype), in_dtype(bias, dtype)).to(input.dtype)
 
 
@@ -341,28 +360,34 @@ def evaluate(
     return torch.nn.functional.batch_norm(input, mean, var, weight, bias, eps=eps)
 
 
-def value_weights(mask: Tensor, input: Tensor) -> Tensor:
-    """Return `mask` as weights of shape ``(N, 1, ...)`` that broadcast to `input`.
+def value_weights(mask: Tensor, input: Tensor) -> ValueWeights:
+    """Return `mask` as the weights of the values of `input`.
 
     Raises
     ------
     ValueError
-        `mask` fits neither the rows nor the positions of `input`.
+        `mask` does not broadcast to the rows and positions of `input`.
     """
     rows, positions = tuple(input.shape[:1]), tuple(input.shape[2:])
-    if tuple(mask.shape) == rows:
-        return mask.reshape(-1, *[1] * (input.dim() - 1))
-    if tuple(mask.shape) == (*rows, *positions):
-        return mask.unsqueeze(1)
-    if tuple(mask.shape) == (*rows, 1, *positions):
-        return mask
-    msg = (
-        f"expected a mask of shape {rows} or {(*rows, *positions)} for input of shape "
-        f"{tuple(input.shape)}, received {tuple(mask.shape)}."
+    shape = tuple(mask.shape)
+    if shape == rows:
+        mask = mask.reshape(-1, *[1] * (input.dim() - 1))
+    elif mask.dim() == input.dim() - 1:
+        mask = mask.unsqueeze(1)
+    wanted = (*rows, 1, *positions)
+    fits = mask.dim() == len(wanted) and all(
+        given in (1, size) for given, size in zip(mask.shape, wanted, strict=True)
     )
-    raise ValueError(msg)
+    if not fits:
+        msg = (
+            f"expected a mask of shape {rows} or {(*rows, *positions)}, or one that broadcasts to "
+            f"the latter, for input of shape {tuple(input.shape)}, received {shape}."
+        )
+        raise ValueError(msg)
+    return ValueWeights.of(mask.expand(wanted), statistics_dtype(input))
 
 
 def in_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return `tensor` in `dtype`, None as it is."""
-    return None if tensor is None else tensor.to(dtype)
+    # A conversion that changes nothing would be a node of its own in an exported graph.
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

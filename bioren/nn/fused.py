@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bioren.nn.limits import Bound
+from bioren.nn.schedules import Bound
 
 __all__ = ["fused_step"]
 

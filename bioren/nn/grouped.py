@@ -158,13 +158,13 @@ def spread(var: Tensor, eps: float) -> Tensor:
 
 @torch.no_grad()
 def population_normalizer(
-    statistics: SampleStatistics, eps: float, max_kept: tuple[float, float], strength: float
+    statistics: SampleStatistics, eps: float, max_kept: tuple[float, float], mixing: float
 ) -> Normalizer:
     """Return the normalisation of each sample with what is kept of its bridge; no gradient."""
     std_s, std = comparable(spread(statistics.sample_var, eps), spread(statistics.running_var, eps))
     mean_s = statistics.sample_mean
     r, d = renorm_terms(mean_s, std_s, statistics.running_mean, std)
-    return Normalizer(mean_s, std_s, *kept_terms(r, d, max_kept=max_kept, strength=strength))
+    return Normalizer(mean_s, std_s, *kept_terms(r, d, max_kept=max_kept, strength=1 - mixing))
 
 
 def first_seen(statistics: SampleStatistics, batch: GroupMoments) -> SampleStatistics:

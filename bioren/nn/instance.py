@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bioren.nn.base import Initial, RenormBase, check_choice, check_shape
+from bioren.nn._torch import leaf_of
+from bioren.nn.base import SHAPES_2D, SHAPES_3D, Initial, RenormBase, check_choice, check_shape
 from bioren.nn.functional import in_dtype, instance_renorm
-from bioren.nn.instances import renormalize_instances
-from bioren.nn.mixing import Mixing
+from bioren.nn.kernels import renormalize_instances
 from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.schedules import Mixing
 from bioren.nn.tracking import Moving, Tracker
 
 __all__ = ["InstanceRenorm1d", "InstanceRenorm2d", "InstanceRenorm3d"]
@@ -30,14 +31,14 @@ class _InstanceRenorm(RenormBase):
         momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         mixing: Mixing = 0.5,
         target: Literal["population", "batch"] = "population",
         initial: Initial = "debiased",
         moving: Moving = "var",
         bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         check_choice("target", target, ("population", "batch"))
         if target == "population" and not track_running_stats:
@@ -49,12 +50,12 @@ class _InstanceRenorm(RenormBase):
             momentum,
             affine,
             track_running_stats,
+            device,
+            dtype,
             initial=initial,
             moving=moving,
             mixing=mixing,
             bias=bias,
-            device=device,
-            dtype=dtype,
         )
         self.target = target
 
@@ -68,12 +69,16 @@ class _InstanceRenorm(RenormBase):
         TypeError
             `input` is not floating point.
         """
+        node = leaf_of(self, input)
+        if node is not None:
+            return node
         self._check_input(input)
-        share = self._share()  # at the step before this one is counted
+        mixing, learned = self._mixing_now()  # at the step before this one is counted
+        share = mixing if learned is None else learned
         if not self._tracks:
             mean, var = (None, None) if self.training else (self.running_mean, self.running_var)
             return instance_renorm(input, mean, var, self.weight, self.bias, self.eps, mixing=share)
-        tracker = self._tracker(1.0, 0.0, counts=input.numel() > 0)
+        tracker = self._tracker(1.0, 0.0, 1.0, counts=input.numel() > 0)
         dtype = statistics_dtype(input)
         return renormalize_instances(
             input,
@@ -150,7 +155,7 @@ class InstanceRenorm1d(_InstanceRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, ", L")
+        check_shape(input, self.num_features, {3: ", L"})
 
 
 class InstanceRenorm2d(_InstanceRenorm):
@@ -160,7 +165,7 @@ class InstanceRenorm2d(_InstanceRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, ", H, W")
+        check_shape(input, self.num_features, SHAPES_2D)
 
 
 class InstanceRenorm3d(_InstanceRenorm):
@@ -170,4 +175,4 @@ class InstanceRenorm3d(_InstanceRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, ", D, H, W")
+        check_shape(input, self.num_features, SHAPES_3D)

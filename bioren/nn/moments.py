@@ -7,12 +7,22 @@ bfloat16 are in float32.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["ChannelMoments", "channel_moments", "merged_moments", "statistics_dtype"]
+from bioren.nn._torch import is_readable
+
+__all__ = [
+    "ChannelMoments",
+    "ValueWeights",
+    "channel_moments",
+    "merged_moments",
+    "several",
+    "statistics_dtype",
+    "weighted_moments",
+]
 
 
 class ChannelMoments(NamedTuple):
@@ -22,35 +32,38 @@ class ChannelMoments(NamedTuple):
     """Shape ``(channels,)``, at least single precision."""
     var: Tensor
     """Biased variance (divided by the count), of the shape of `mean`."""
-    number: int | Tensor
-    """Values per channel, or the sum of their weights; 0-d, the same for all channels."""
-    squares: Tensor | None = None
-    """Sum of the squared weights, 0-d; None if they are 1."""
+    number: float | Tensor
+    """Values per channel, or the sum of their weights; the same for all channels, a 0-d tensor
+    where reading it would hold up a GPU."""
+    squares: float | Tensor | None = None
+    """Sum of the squared weights, likewise; None if they are 1."""
 
     @property
-    def effective(self) -> int | Tensor:
+    def effective(self) -> float | Tensor:
         """Number of values of equal weight that say as much, ``sum(w)**2 / sum(w**2)``.
 
         It does not depend on the scale of the weights (Kish 1965, *Survey Sampling*).
         """
         if self.squares is None:
             return self.number
+        if not isinstance(self.squares, Tensor):
+            return self.number**2 / self.squares if self.squares > 0 else 0
         positive = self.squares > 0
         return torch.where(positive, self.number**2 / torch.where(positive, self.squares, 1), 0)
 
     def unbiased(self) -> Tensor:
         """Return the variance divided by the number less one; the biased one if that is 0."""
         n = self.effective
-        if isinstance(n, int):
-            return self.var * (n / max(n - 1, 1))
-        return self.var * torch.where(several(n), n / (n - 1), 1)
+        if isinstance(n, Tensor):
+            return self.var * torch.where(several(n), n / (n - 1), 1)
+        return self.var * (n / (n - 1)) if several(n) else self.var
 
     def detach(self) -> ChannelMoments:
         """Return the same without gradient."""
         return self._replace(mean=self.mean.detach(), var=self.var.detach())
 
 
-def several(number: Tensor) -> Tensor:
+def several(number: Any) -> Any:
     """Return whether there are two values or more, but for rounding, so that they vary."""
     return number > 1 + 1e-4
 
@@ -60,33 +73,76 @@ def statistics_dtype(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-def channel_moments(input: Tensor, mask: Tensor | None = None) -> ChannelMoments:
+class ValueWeights(NamedTuple):
+    """How much each value counts in the moments of a minibatch, alike for all channels."""
+
+    share: Tensor
+    """Of each value in the whole, shape ``(N, 1, *positions)``; they sum to 1, or all are 0."""
+    total: float | Tensor
+    """Sum of the weights."""
+    squares: float | Tensor
+    """Sum of the squared weights."""
+
+    @classmethod
+    def of(cls, weights: Tensor, dtype: torch.dtype) -> ValueWeights:
+        """Return the weights, of shape ``(N, 1, *positions)``, as shares of their sum."""
+        weights = weights.to(dtype)
+        total = weights.sum()
+        squares = torch.linalg.vecdot(weights.flatten(), weights.flatten())
+        if is_readable(total):
+            number = total.item()
+            return cls(weights / (number if number > 0 else 1), number, squares.item())
+        return cls(weights / torch.where(total > 0, total, 1), total, squares)
+
+
+def channel_moments(input: Tensor, weights: ValueWeights | None = None) -> ChannelMoments:
     """Return the moments of the values of each channel, with their gradient.
 
     Parameters
     ----------
     input
         Shape ``(N, C)`` or ``(N, C, *positions)``.
-    mask
-        Weight of each value, the same for all channels: shape ``(N, 1, ...)`` that broadcasts to
-        `input`.  None weighs all alike.  What weighs nothing may hold anything, NaN too.
+    weights
+        None weighs all values alike.  What weighs nothing may hold anything, NaN too.
     """
     x = input.to(statistics_dtype(input))
     over = [0, *range(2, x.dim())]
     if x.numel() == 0:
         nothing = x.sum(over)  # zeros, with a gradient: other ranks wait for it
         return ChannelMoments(nothing, nothing, 0)
-    if mask is None:
+    if weights is None:
         var, mean = torch.var_mean(x, over, correction=0)
         return ChannelMoments(mean, var, x.numel() // x.shape[1])
-    weight = mask.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
-    count = weight.sum()
-    share = weight / torch.where(count > 0, count, 1)
-    x = torch.where(weight > 0, x, 0)
+    share, total, squares = weights
+    x = torch.where(share > 0, x, 0)
     mean = (x * share).sum(over)
     deviation = x - of_channels(mean, x)
     var = (deviation.square() * share).sum(over)
-    return ChannelMoments(mean, var, count, weight.square().sum())
+    return ChannelMoments(mean, var, total, squares)
+
+
+@torch.no_grad()
+def weighted_moments(input: Tensor, weights: ValueWeights) -> ChannelMoments:
+    """Return `channel_moments` in a fraction of its time, without gradient.
+
+    A value that weighs nothing has to be finite all the same, and so has its square, or the
+    moments are not.
+    """
+    x = input.to(statistics_dtype(input))
+    share, total, squares = weights
+    mean = _weighted_sum(x, share)
+    deviation = x - of_channels(mean, x)
+    # The first mean lacks the small digits of large values.
+    rest = _weighted_sum(deviation, share)
+    var = _weighted_sum(deviation.square_(), share) - rest.square()
+    return ChannelMoments(mean + rest, var.clamp_(min=0), total, squares)
+
+
+def _weighted_sum(x: Tensor, share: Tensor) -> Tensor:
+    """Return the sum of ``x * share`` of each channel, as a product of matrices."""
+    if x.dim() == 2 or x.stride(1) == 1:  # channels are last in memory: a view of rows
+        return (share.reshape(1, -1) @ x.movedim(1, -1).reshape(-1, x.shape[1]))[0]
+    return torch.bmm(x.flatten(2), share.flatten(1)[:, :, None])[:, :, 0].sum(0)
 
 
 def merged_moments(parts: ChannelMoments) -> ChannelMoments:

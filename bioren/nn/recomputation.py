@@ -18,18 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Recollection", "recomputing"]
+from bioren.nn._torch import backward_is_running, saved_tensors_are_hooked
 
-# Since torch 2.8; before, what is saved may always be hooked into.
-_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+__all__ = ["Recollection", "may_run_again"]
 
 PASSES = 64
 """Forward passes of one layer that are remembered; older ones are forgotten."""
-
-
-def recomputing() -> bool:
-    """Return whether autograd is at work on this thread, so that a forward pass is a second one."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _Pass(NamedTuple):
@@ -55,7 +49,7 @@ class Recollection:
     @property
     def running_again(self) -> bool:
         """Whether the present forward pass is one that ran before."""
-        return recomputing() and len(self._passes) > 0
+        return backward_is_running() and len(self._passes) > 0
 
     def remember(self, mean: Tensor, var: Tensor, kept: Iterable[Tensor]) -> None:
         """Keep what belongs to the pass whose minibatch has these moments."""
@@ -74,7 +68,7 @@ class Recollection:
             None is like it (looked at on the CPU only): the gradient will not be exact.
         """
         passes = [known for known in self._passes if known.moments.device == mean.device]
-        if not passes or not recomputing():
+        if not passes or not backward_is_running():
             return None
         moments = torch.stack([mean, var])
         away = torch.stack([known.moments for known in passes]) - moments
@@ -101,4 +95,4 @@ def may_run_again() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return recomputing() or not torch.is_grad_enabled() or _hooks(False) is not None
+    return backward_is_running() or not torch.is_grad_enabled() or saved_tensors_are_hooked()

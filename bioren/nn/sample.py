@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bioren.bridge import AffineBridge, kept_terms
 from bioren.nn.functional import SampleStatistics, check_cells, sample_renorm
 from bioren.nn.grouped import population_normalizer, spread
-from bioren.nn.limits import LimitSchedule, as_schedule
 from bioren.nn.recomputation import Recollection, may_run_again
+from bioren.nn.schedules import Limits, as_schedule, check_share
 
 if TYPE_CHECKING:
     from bioren.moments import Moments
@@ -47,8 +47,9 @@ class SampleRenorm1d(nn.Module):
     max_kept
         ``(r_max, d_max)``: how much of the difference between sample and population may stay.
         (1, 0) is normalisation per sample, (inf, inf) that of the population.
-    strength
-        Share of the removal that is carried out, in [0, 1].
+    mixing
+        How much stays of the difference beyond `max_kept`, in [0, 1]: 0 normalises by the
+        sample's own statistics, 1 by the population's.
     limits
         Limits on the bridge from minibatch to moving statistics: a schedule or a pair
         ``(r_max, d_max)``.  Moving statistics begin with the data, so no warm-up is needed.
@@ -97,20 +98,20 @@ class SampleRenorm1d(nn.Module):
         affine: bool = True,
         *,
         max_kept: tuple[float, float] = (1.0, 0.0),
-        strength: float = 1.0,
-        limits: LimitSchedule | tuple[float, float] = (3.0, 5.0),
+        mixing: float = 0.0,
+        limits: Limits = (3.0, 5.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_options(num_samples, eps, momentum, max_kept, strength)
+        _check_options(num_samples, eps, momentum, max_kept, mixing)
         self.num_features = num_features
         self.num_samples = num_samples
         self.eps = eps
         self.momentum = momentum
         self.affine = affine
         self.max_kept = max_kept
-        self.strength = strength
+        self.mixing = mixing
         self.limits = as_schedule(limits)
         self._recollection = Recollection()
 
@@ -173,7 +174,7 @@ class SampleRenorm1d(nn.Module):
             self.momentum,
             self.eps,
             max_kept=self.max_kept,
-            strength=self.strength,
+            mixing=self.mixing,
             r_max=r_max,
             d_max=d_max,
             recollection=self._recollection if may_run_again() else None,
@@ -204,7 +205,7 @@ class SampleRenorm1d(nn.Module):
             raise ValueError(msg)
         dtype = torch.promote_types(input.dtype, torch.float32)
         moving = self.statistics.to(dtype).with_unseen_as_population()
-        maps = population_normalizer(moving, self.eps, self.max_kept, self.strength)
+        maps = population_normalizer(moving, self.eps, self.max_kept, self.mixing)
         return maps.undo(input.to(dtype), sample, weight, self.bias).to(input.dtype)
 
     def bridge(self) -> AffineBridge:
@@ -224,7 +225,7 @@ class SampleRenorm1d(nn.Module):
             source: Any = _Side(moving.sample_mean, spread(moving.sample_var, self.eps))
             target: Any = _Side(moving.running_mean, spread(moving.running_var, self.eps))
             return AffineBridge.between(
-                source, target, max_kept=self.max_kept, strength=self.strength
+                source, target, max_kept=self.max_kept, strength=1 - self.mixing
             )
 
     def to_reference(self, input: Tensor, sample: Tensor) -> Tensor:
@@ -303,7 +304,7 @@ class SampleRenorm1d(nn.Module):
         return (
             f"{self.num_features}, num_samples={self.num_samples}, eps={self.eps}, "
             f"momentum={self.momentum}, affine={self.affine}, max_kept={self.max_kept}, "
-            f"strength={self.strength}, limits={self.limits}"
+            f"mixing={self.mixing}, limits={self.limits}"
         )
 
 
@@ -327,7 +328,7 @@ def _check_options(
     eps: float,
     momentum: float | None,
     max_kept: tuple[float, float],
-    strength: float,
+    mixing: float,
 ) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, received {num_samples}.")
@@ -335,7 +336,6 @@ def _check_options(
         raise ValueError(f"eps must not be negative, received {eps}.")
     if momentum is not None and not 0 < momentum <= 1:
         raise ValueError(f"momentum must be None or lie in (0, 1], received {momentum}.")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], received {strength}.")
+    check_share("mixing", mixing)
     nothing = torch.zeros(())
     kept_terms(nothing + 1, nothing, max_kept=max_kept)  # raises unless max_kept is in range

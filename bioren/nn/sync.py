@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bioren.bridge import renorm_terms
-from bioren.nn.moments import ChannelMoments, channel_moments
-from bioren.nn.ranks import merged_over_ranks
-from bioren.nn.renorm import _BatchRenorm
-from bioren.nn.renormalization import mixed_terms, normalize
+from bioren.nn.batch_renorm import _BatchRenorm
+from bioren.nn.kernels import applied_terms, normalize
+from bioren.nn.moments import ChannelMoments, ValueWeights, channel_moments, merged_moments
 from bioren.nn.tracking import Tracker
 
 __all__ = ["SyncBatchRenorm", "check_shareable"]
@@ -42,8 +43,10 @@ class SyncBatchRenorm(_BatchRenorm):
         As in `BatchRenorm1d`.
     process_group
         The ranks; None for all.
+    device, dtype
+        Of parameters and buffers.
     **options
-        As in `BatchRenorm1d`: limits, initial, moving, mixing, device, dtype.
+        As in `BatchRenorm1d`: limits, initial, moving, mixing, bias.
 
     Raises
     ------
@@ -60,11 +63,14 @@ class SyncBatchRenorm(_BatchRenorm):
         momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
         process_group: dist.ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
+        )
         self.process_group = process_group
 
     def set_options(self, **options: Any) -> None:
@@ -78,18 +84,21 @@ class SyncBatchRenorm(_BatchRenorm):
         weight: Tensor | None,
         bias: Tensor | None,
         tracker: Tracker | None,
-        mask: Tensor | None,
-        mixing: float | Tensor,
+        weights: ValueWeights | None,
+        learned: Tensor | None,
     ) -> Tensor:
         if not self._several_ranks():
-            return super()._normalize(input, weight, bias, tracker, mask, mixing)
-        local = channel_moments(input, mask)
+            return super()._normalize(input, weight, bias, tracker, weights, learned)
+        if weights is not None:
+            # What does not count may be NaN, and 0 * NaN would reach every gradient.
+            input = torch.where((weights.share > 0) | input.isfinite(), input, 0)
+        local = channel_moments(input, weights)
         batch = merged_over_ranks(local, self.process_group)
         r, d = renorm_terms(local.mean, self._std(local), batch.mean, self._std(batch))
         if tracker is not None:
-            r_kept, d_kept = mixed_terms(tracker, batch, mixing)
-            r, d = r_kept * r, r_kept * d + d_kept
-        return normalize(input, local, weight, bias, r, d, self.eps, mask=mask)
+            r_applied, d_applied = applied_terms(tracker, batch, learned)
+            r, d = r_applied * r, r_applied * d + d_applied
+        return normalize(input, local, weight, bias, (r, d), self.eps, weights=weights)
 
     def _std(self, moments: ChannelMoments) -> Tensor:
         return (moments.var + self.eps).sqrt()
@@ -118,3 +127,50 @@ def check_shareable(layer: _BatchRenorm) -> None:
     """Raise if `layer` has an option that ranks cannot share."""
     if layer.backward_averages is not None:
         raise ValueError("average_backward is not offered over ranks; leave it out.")
+
+
+def merged_over_ranks(local: ChannelMoments, group: dist.ProcessGroup | None) -> ChannelMoments:
+    """Return the moments of the minibatches of all ranks together, the same on each rank.
+
+    Every rank has to take part, one without a single value too.
+
+    Parameters
+    ----------
+    local
+        Moments of this rank's minibatch.
+    group
+        The ranks; None stands for all.
+    """
+    mean = local.mean
+    number = torch.as_tensor(local.number, dtype=mean.dtype, device=mean.device)
+    squares = number
+    if local.squares is not None:
+        squares = torch.as_tensor(local.squares, dtype=mean.dtype, device=mean.device)
+    flat = torch.cat([local.mean, local.var, number[None], squares[None]])
+    parts = _gathered(flat, group)  # ranks x (2 * channels + 2)
+    channels = len(mean)
+    mean, var, numbers, squares = torch.split(parts, [channels, channels, 1, 1], dim=1)
+    return merged_moments(ChannelMoments(mean, var, numbers.detach(), squares.detach()))
+
+
+def _gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    gathered: Tensor = _Gather.apply(values, group)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """Stack every rank's vector; backward sums the gradient that all ranks have for this one."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, values.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient[dist.get_rank(ctx.group)], None

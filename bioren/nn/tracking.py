@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bioren.bridge import clip_terms, renorm_terms
-from bioren.nn.limits import Bound
-from bioren.nn.moments import ChannelMoments, several
+from bioren.bridge import clip_terms, mixed_terms, renorm_terms
+from bioren.nn._torch import is_readable, is_traced, saved_for_backward
+from bioren.nn.moments import ChannelMoments, several, statistics_dtype
 from bioren.nn.recomputation import Recollection
-from bioren.nn.tracing import is_readable, is_traced
+from bioren.nn.schedules import Bound
 
 __all__ = ["Moving", "Observer", "Tracker"]
 
@@ -31,7 +31,7 @@ Wanted = Callable[[ChannelMoments, Array, Array], tuple[Array, Array]]
 """What is asked of a minibatch that meets a running mean and variance."""
 Moving = Literal["var", "std"]
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""Called with r, d as they are and r, d within the limits, each one per channel."""
+"""Called with r and d before the limits, each one per channel, and with r_max and d_max."""
 
 
 @dataclass(slots=True)  # not frozen: one is made at every step, and that would take longer
@@ -48,6 +48,8 @@ class Tracker:
         Added to every variance.
     r_max, d_max
         Limits on r and d; numbers or 0-d tensors.
+    mixing
+        Share of (r, d) that is applied, a number or a 0-d tensor; without gradient.
     moving
         Whether variances or standard deviations are averaged over minibatches.
     first
@@ -67,6 +69,7 @@ class Tracker:
     eps: float
     r_max: Bound
     d_max: Bound
+    mixing: Bound = 1.0
     moving: Moving = "var"
     first: bool | Tensor = False
     counter: Tensor | None = None
@@ -74,26 +77,48 @@ class Tracker:
     observe: Observer | None = None
 
     @property
-    def keeps_nothing(self) -> bool:
-        """Whether this is plain batch normalisation and nobody asks for r and d."""
-        return (
-            not isinstance(self.r_max, Tensor)
-            and not isinstance(self.d_max, Tensor)
-            and not isinstance(self.momentum, Tensor)
-            and self.r_max == 1
-            and self.d_max == 0
-            and self.moving == "var"
-            and self.first is False
-            and self.counter is None
-            and self.recollection is None
-            and self.observe is None
-        )
+    def is_batch_norm(self) -> bool:
+        """Whether torch's own training step, statistics and all, does what is asked for."""
+        return self._is_plain and self._has_numbers and self.r_max == 1 and self.d_max == 0
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
-        """Return the limited (r, d) of `batch`, then let it into the running statistics."""
+        """Return what is applied of (r, d) of `batch`, then let it into the running statistics."""
         if self._fits_one_kernel(batch):
-            return self._step_in_one_kernel(batch)
+            r, d = self._step_in_one_kernel(batch)
+            return (r, d) if self._applies_all else mixed_terms(r, d, self.mixing)
         return self._once(batch, self._terms)
+
+    def meet_values(self, input: Tensor) -> tuple[ChannelMoments, tuple[Tensor, Tensor]] | None:
+        """Do what `meet` does, and return the moments as well, in one pass over all values.
+
+        None if torch's kernel, which averages what it reads, does not do what is asked for.
+        """
+        mean, var = self.running_mean, self.running_var
+        number = input.numel() // input.shape[1]
+        if not (
+            number > 1  # it would take a single value's variance for NaN
+            and mean.is_cpu
+            and mean.dtype == statistics_dtype(input)
+            and self.moving == "var"
+            and self.first is False
+            and self.recollection is None
+            and self._has_numbers
+        ):
+            return None
+        before = mean.numpy().copy(), var.numpy().copy()
+        own_mean, own_var = torch.batch_norm_update_stats(
+            input.detach(), mean, var, float(self.momentum)
+        )
+        batch: Any = ChannelMoments(own_mean.numpy(), own_var.numpy(), number)  # type: ignore[arg-type]
+        after = mean.numpy(), var.numpy()
+        with np.errstate(all="ignore"):
+            r, d = self._terms(batch, *before)
+            if not _all_finite(*after):
+                after[0][...], after[1][...] = before
+            elif self.counter is not None:
+                self.counter.add_(1)
+        terms = torch.from_numpy(r), torch.from_numpy(d)
+        return ChannelMoments(own_mean, own_var, number), terms
 
     def population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return the running mean and variance that `batch` meets, then let it in."""
@@ -120,6 +145,28 @@ class Tracker:
         if self.counter is not None:
             self.counter.add_(finite & (torch.as_tensor(empty, device=finite.device) == 0))
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there is nothing but the average of variances that torch keeps as well."""
+        return (
+            self.observe is None
+            and self.counter is None
+            and self.recollection is None
+            and self.first is False
+            and self.moving == "var"
+        )
+
+    @property
+    def _has_numbers(self) -> bool:
+        return not any(
+            isinstance(value, Tensor)
+            for value in (self.r_max, self.d_max, self.momentum, self.mixing, self.first)
+        )
+
+    @property
+    def _applies_all(self) -> bool:
+        return not isinstance(self.mixing, Tensor) and self.mixing == 1
+
     def _once(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
         """Return what is wanted of `batch`, or what it was if this pass is run again."""
         if self.recollection is not None:
@@ -134,45 +181,43 @@ class Tracker:
         return found
 
     def _is_readable(self, batch: ChannelMoments) -> bool:
-        kinds = map(type, (self.r_max, self.d_max, self.momentum, self.first, batch.number))
         return (
             is_readable(batch.mean)
             and not batch.mean.requires_grad
             and self.running_mean.is_cpu
             and self.running_mean.dtype == batch.mean.dtype
-            and Tensor not in kinds
+            and not isinstance(batch.number, Tensor)
+            and self._has_numbers
         )
 
     def _step_in_numpy(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
-        arrays: Any = ChannelMoments(batch.mean.numpy(), batch.var.numpy(), batch.number)  # type: ignore[arg-type]
+        arrays: Any = ChannelMoments(
+            batch.mean.numpy(),  # type: ignore[arg-type]
+            batch.var.numpy(),  # type: ignore[arg-type]
+            *batch[2:],
+        )
         running_mean, running_var = self.running_mean.numpy(), self.running_var.numpy()
         with np.errstate(all="ignore"):
             mean, var = self._before(arrays, running_mean, running_var)
             first, second = wanted(arrays, mean, var)
-            self._assign_arrays(running_mean, running_var, *self._after(arrays, mean, var))
+            if batch.number > 0:
+                self._assign_arrays(running_mean, running_var, *self._after(arrays, mean, var))
         return torch.from_numpy(first), torch.from_numpy(second)
 
     def _fits_one_kernel(self, batch: ChannelMoments) -> bool:
+        """Return whether all that is asked for is what the kernel for GPUs does."""
+        if not (batch.mean.is_cuda and _HAS_TRITON and self._is_plain):
+            return False
+        tensors = (batch.mean, batch.var, self.running_mean, self.running_var)
         return (
-            batch.mean.is_cuda
-            and _HAS_TRITON
-            and type(batch.mean) is Tensor
+            type(batch.mean) is Tensor
             and not is_traced()
             and isinstance(batch.number, int)
-            and all(
-                t.is_cuda and t.dtype == torch.float32 and t.is_contiguous()
-                for t in (batch.mean, batch.var, self.running_mean, self.running_var)
-            )
-            and all(
-                not isinstance(t, Tensor) or t.is_cuda
-                for t in (self.r_max, self.d_max, self.momentum)
-            )
             and len(batch.mean) <= MOST_CHANNELS
-            and self.moving == "var"
-            and self.first is False
-            and self.counter is None
-            and self.recollection is None
-            and self.observe is None
+            and all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+            and all(
+                t.is_cuda for t in (self.r_max, self.d_max, self.momentum) if isinstance(t, Tensor)
+            )
         )
 
     def _step_in_one_kernel(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
@@ -193,8 +238,7 @@ class Tracker:
     def _assign_arrays(
         self, running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray
     ) -> None:
-        # A value that is not finite makes the sum so.
-        if math.isfinite(np.add.reduce(mean + var, dtype=np.float64)):
+        if _all_finite(mean, var):
             running_mean[...], running_var[...] = mean, var
             if self.counter is not None:
                 self.counter.add_(1)
@@ -204,17 +248,19 @@ class Tracker:
             batch = batch.detach()
             running = (t.to(batch.mean.dtype) for t in (self.running_mean, self.running_var))
             mean, var = self._before(batch, *running)
-            found = wanted(batch, mean, var)
+            first, second = saved_for_backward(*wanted(batch, mean, var))
             self.assign(*self._after(batch, mean, var), empty=batch.number == 0)
-            return found
+            return first, second
 
     def _before(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
         """Return the statistics that the minibatch meets: if it is the first, its own."""
         if self.first is False:
             return mean, var
         own = batch.unbiased()
-        if self.first is True and isinstance(batch.number, int):
-            return batch.mean, own if batch.number > 1 else var  # one value has no variance
+        if self.first is True and not isinstance(batch.number, Tensor):
+            if batch.number == 0:
+                return mean, var
+            return batch.mean, own if several(batch.effective) else var  # one has no variance
         first = torch.as_tensor(self.first, device=own.device)
         number = torch.as_tensor(batch.effective, device=own.device)
         return (
@@ -225,10 +271,12 @@ class Tracker:
     def _terms(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
         std_b, std = (batch.var + self.eps) ** 0.5, (var + self.eps) ** 0.5
         r, d = renorm_terms(batch.mean, std_b, mean, std)
-        r_kept, d_kept = clip_terms(r, d, self.r_max, self.d_max)
         if self.observe is not None and not torch._C._are_functorch_transforms_active():
-            self.observe(*(torch.as_tensor(x) for x in (r, d, r_kept, d_kept)))
-        return r_kept, d_kept
+            told = (torch.as_tensor(value) for value in (r, d))
+            limits = (torch.as_tensor(limit) for limit in (self.r_max, self.d_max))
+            self.observe(*told, *limits)
+        r, d = clip_terms(r, d, self.r_max, self.d_max)
+        return (r, d) if self._applies_all else mixed_terms(r, d, self.mixing)
 
     def _after(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:
         """Return the statistics after the minibatch, as new arrays."""
@@ -243,7 +291,12 @@ class Tracker:
         if isinstance(number, Tensor):
             new_mean = torch.where(number > 0, new_mean, mean)
             return new_mean, torch.where(several(number), new_var, var)
-        return new_mean, new_var if number > 1 else var
+        return new_mean, new_var if several(number) else var
+
+
+def _all_finite(mean: np.ndarray, var: np.ndarray) -> bool:
+    # A value that is not finite makes the sum so.
+    return math.isfinite(np.add.reduce(mean + var, dtype=np.float64))
 
 
 MOST_CHANNELS = 8192

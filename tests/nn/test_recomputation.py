@@ -139,7 +139,7 @@ def test_a_pass_that_is_not_finite_is_no_other_pass():
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "hooks"])
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_checkpointed_samples(reentrant, strength):
-    layer = SampleRenorm1d(3, 4, limits=RAMP, momentum=0.3, strength=strength).double()
+    layer = SampleRenorm1d(3, 4, limits=RAMP, momentum=0.3, mixing=1 - strength).double()
     twin = copy.deepcopy(layer)
     for step in range(4):
         x = (torch.randn(9, 3, dtype=torch.float64) * (1 + step) + step).requires_grad_()
@@ -159,7 +159,7 @@ def test_nothing_is_kept_where_nothing_is_checkpointed(layer):
 
 
 def test_older_torch_that_tells_nothing_of_hooks(monkeypatch):
-    monkeypatch.setattr("bioren.nn.recomputation._hooks", lambda _: True)
+    monkeypatch.setattr("bioren.nn._torch._hooks", lambda _: True)
     test_checkpointed_training_is_training("rising limits", reentrant=False)
     layer = BatchRenorm1d(3, limits=(3.0, 5.0))
     layer(torch.randn(4, 3, requires_grad=True)).sum().backward()

@@ -62,7 +62,7 @@ def assert_same_state(layer, before):
 @given(seed=seeds, max_kept=kept, strength=st.floats(0, 1))
 def test_evaluation_cell_by_cell(seed, max_kept, strength):
     x, sample, moments = draw(seed)
-    layer = layer_with(moments, eps=1e-3, max_kept=max_kept, strength=strength).eval()
+    layer = layer_with(moments, eps=1e-3, max_kept=max_kept, mixing=1 - strength).eval()
     y = layer(torch.tensor(x), torch.tensor(sample))
     expected = oracle.sample_renorm_eval(
         x, sample, *moments, max_kept=max_kept, strength=strength, eps=1e-3
@@ -79,7 +79,7 @@ def test_evaluation_cell_by_cell(seed, max_kept, strength):
 )
 def test_training_sample_by_sample(seed, cells, max_kept, limits):
     x, sample, moments = draw(seed, cells=cells)
-    layer = layer_with(moments, eps=1e-3, max_kept=max_kept, strength=0.7, limits=limits)
+    layer = layer_with(moments, eps=1e-3, max_kept=max_kept, mixing=0.3, limits=limits)
     y = layer(torch.tensor(x), torch.tensor(sample))
     expected = oracle.sample_renorm_train(
         x,
@@ -425,7 +425,7 @@ def test_bridge_is_the_bridge_between_the_loaded_moments(seed, max_kept, strengt
         x[sample == 1, 0] = 2.0  # no spread in one sample
         x[:, 1] = 3.0  # nor anywhere
     samples, population = Moments.by_group(x, sample, 3), Moments.of(x)
-    layer = SampleRenorm1d(4, 3, eps=0, max_kept=max_kept, strength=strength)
+    layer = SampleRenorm1d(4, 3, eps=0, max_kept=max_kept, mixing=1 - strength)
     layer.load_moments(samples, population)
     expected = AffineBridge.between(samples, population, max_kept=max_kept, strength=strength)
 
@@ -473,7 +473,7 @@ def test_loading_moments_names_what_is_wrong():
 @given(seed=seeds, max_kept=kept, strength=st.floats(0, 1))
 def test_inverse_undoes_evaluation(seed, max_kept, strength):
     x, sample, moments = draw(seed)
-    layer = layer_with(moments, max_kept=max_kept, strength=strength).eval()
+    layer = layer_with(moments, max_kept=max_kept, mixing=1 - strength).eval()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([2.0, -0.5]))
         layer.bias.copy_(torch.tensor([1.0, 3.0]))
@@ -559,7 +559,7 @@ def test_input_of_another_kind():
         {"eps": -1e-5},
         {"momentum": 0.0},
         {"momentum": 1.5},
-        {"strength": 1.5},
+        {"mixing": 1.5},
         {"max_kept": (0.5, 0.0)},
         {"limits": (0.5, 0.0)},
     ],

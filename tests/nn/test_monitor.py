@@ -1,6 +1,7 @@
 """What a Monitor sees of the layers."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bioren.nn import BatchRenorm1d, Monitor, SyncBatchRenorm, fold_to_batchnorm
+from bioren.nn import BatchRenorm1d, Monitor, StepLimits, SyncBatchRenorm, fold_to_batchnorm
 
 
 def network():
@@ -27,7 +28,7 @@ def test_figures_are_those_of_the_minibatches():
             r = np.sqrt(x.numpy().var(0) + 1e-5) / std
             d = (x.numpy().mean(0) - layer.running_mean.numpy()) / std
             clipped = (r > 1.2) | (r < 1 / 1.2) | (abs(d) > 0.3)
-            rows.append([clipped.mean(), abs(np.log(r)).mean(), abs(d).mean()])
+            rows.append([1.2, 0.3, clipped.mean(), abs(np.log(r)).mean(), abs(d).mean()])
             layer(x)
     (seen,) = monitor.layers()
     assert (seen.layer, seen.steps) == ("", 5)
@@ -50,13 +51,20 @@ def test_nothing_is_seen_outside_or_in_evaluation_and_values_do_not_change():
     assert monitor.layers() == []
 
 
-def test_warm_up_is_seen_too():
-    layer = BatchRenorm1d(3)
+def test_warm_up_is_seen_too_and_is_no_fault():
+    layer = BatchRenorm1d(3, limits=StepLimits(((2, 1.5, 0.5),)))
     with Monitor(layer) as monitor:
         layer(torch.randn(50, 3) + 4)
-    (seen,) = monitor.layers()
-    assert seen.clipped == 1
-    assert seen.mean_abs_d == pytest.approx(4, rel=0.1)
+        (seen,) = monitor.layers()
+        assert math.isnan(seen.clipped)
+        assert "closed" in str(monitor)
+        assert seen.mean_abs_d == pytest.approx(4, rel=0.1)
+        assert (seen.r_max, seen.d_max) == (1, 0)
+        for _ in range(4):
+            layer(torch.randn(50, 3) + 4)
+        (seen,) = monitor.layers()
+        assert seen.clipped == 1  # of the three steps at which limits were open
+        assert (seen.r_max, seen.d_max) == (1.5, 0.5)
 
 
 def test_a_checkpointed_pass_is_seen_once():
@@ -105,7 +113,7 @@ def test_table():
     with Monitor(net) as monitor:
         net(torch.randn(6, 4))
     head, *rows = str(monitor).splitlines()
-    assert head.split() == ["layer", "steps", "clipped", "|log", "r|", "|d|"]
+    assert head.split() == ["layer", "steps", "r_max", "d_max", "clipped", "|log", "r|", "|d|"]
     assert [row.split()[:2] for row in rows] == [["1", "1"], ["2", "1"]]
     assert len({len(row) for row in (head, *rows)}) == 1
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bioren.nn import PAPER, BatchRenorm1d, ConstantLimits, LinearLimits, StepLimits
-from bioren.nn.limits import as_schedule
+from bioren.nn.schedules import as_schedule
 
 
 def at(schedule, step):

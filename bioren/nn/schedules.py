@@ -1,29 +1,42 @@
-"""The limits (r_max, d_max) of Batch Renormalization as functions of the training step.
+"""What changes over the training: the limits (r_max, d_max), and how much of (r, d) is applied.
 
 A schedule keeps no state of its own: it reads the layer's buffer ``num_batches_tracked``, so it
 is right after ``load_state_dict``.  On a GPU it stays on the buffer's device, so that nothing
 waits; on a CPU it reads the number, anew at each step, as that is the quicker way there.
+
+With a mixing m the bridge that is applied is ``r**m`` and ``m * d``: 0 normalises by the
+minibatch's (or the instance's, or the sample's) own statistics, 1 goes all the way to the shared
+ones.  Batch-instance normalisation (Nam & Kim 2018, arXiv:1805.07925) learns such a gate between
+two normalisations per channel; here it stands between the two ends of one bridge.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Literal, Protocol, Self, TypeAlias, cast
 
 import torch
+from torch import Tensor
 
-from bioren.nn.tracing import is_readable
+from bioren.nn._torch import is_readable
 
 __all__ = [
+    "CROSSQ",
     "PAPER",
     "Bound",
     "BySamples",
     "ConstantLimits",
     "LimitSchedule",
+    "Limits",
     "LinearLimits",
+    "LinearMixing",
+    "Mixing",
     "StepLimits",
+    "as_mixing",
     "as_schedule",
+    "check_share",
     "ramp",
     "readable",
 ]
@@ -43,6 +56,10 @@ class LimitSchedule(Protocol):
             Number of training batches seen before the present one, 0-d int64.
         """
         ...
+
+
+Limits: TypeAlias = "LimitSchedule | Sequence[float]"
+"""A schedule, or a pair ``(r_max, d_max)`` that holds at every step."""
 
 
 def readable(step: torch.Tensor) -> int | torch.Tensor:
@@ -125,6 +142,30 @@ class LinearLimits:
                 f"r_max={self.r_max}, d_max={self.d_max}; ConstantLimits takes infinite ones."
             )
             raise ValueError(msg)
+
+    @classmethod
+    def paper(cls, total_steps: int) -> Self:
+        """Return the schedule of the paper for a training of another length.
+
+        A twentieth of it is plain batch normalisation; d reaches its limit after a quarter, r after
+        two fifths.  `PAPER` is that of 100,000 steps.
+
+        Parameters
+        ----------
+        total_steps
+            Number of minibatches of the whole training, at least 1.
+
+        Raises
+        ------
+        ValueError
+            `total_steps` is below 1.
+        """
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, received {total_steps}.")
+        start, r_end, d_end = (
+            total_steps * steps // 100_000 for steps in (PAPER.start, PAPER.r_end, PAPER.d_end)
+        )
+        return cls(start, r_end, d_end, PAPER.r_max, PAPER.d_max)
 
     def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
         """Return ``(r_max, d_max)`` at `step`: numbers, or 0-d tensors on its device."""
@@ -216,6 +257,9 @@ class BySamples:
 
 PAPER = LinearLimits(start=5_000, r_end=40_000, d_end=25_000, r_max=3.0, d_max=5.0)
 """The schedule of Ioffe (2017), arXiv:1702.03275, section 4."""
+CROSSQ = StepLimits(((100_000, 3.0, 5.0),))
+"""Batch normalisation for 100,000 steps, then the paper's limits at once, as in CrossQ (Bhatt et
+al. 2024, arXiv:1902.05605)."""
 
 
 def as_schedule(limits: object) -> LimitSchedule:
@@ -228,13 +272,79 @@ def as_schedule(limits: object) -> LimitSchedule:
     ValueError
         A limit lies out of range.
     """
-    if isinstance(limits, tuple) and len(limits) == 2:
+    if isinstance(limits, tuple | list) and len(limits) == 2:
         return ConstantLimits(*limits)
     if callable(limits):
         return cast("LimitSchedule", limits)
     msg = (
         f"limits must be a schedule or a pair (r_max, d_max), received {limits!r}. "
-        "Available schedules: bioren.nn.PAPER, LinearLimits(...), StepLimits(...), "
+        "Available schedules: bioren.nn.PAPER, CROSSQ, LinearLimits(...), StepLimits(...), "
         "ConstantLimits(...), BySamples(...)."
     )
     raise TypeError(msg)
+
+
+Mixing: TypeAlias = float | Callable[[Tensor], Bound] | Literal["learned"]
+"""A share in [0, 1]; a schedule of it, called with the number of batches seen; or "learned"."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMixing:
+    """A share that moves evenly from one value to another, and stays.
+
+    Attributes
+    ----------
+    start, end
+        Steps between which it moves.
+    first, last
+        Shares up to `start` and from `end` on, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        The steps are not in order, or a share lies outside [0, 1].
+    """
+
+    start: int
+    end: int
+    first: float = 0.0
+    last: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end:
+            msg = f"steps must satisfy 0 <= start <= end, received {self.start}, {self.end}."
+            raise ValueError(msg)
+        for share in (self.first, self.last):
+            as_mixing(share)
+
+    def __call__(self, step: Tensor) -> Bound:
+        """Return the share at `step`: a number, or a 0-d tensor on its device."""
+        done = ramp(readable(step), self.start, self.end)
+        return self.first + (self.last - self.first) * done
+
+
+def as_mixing(mixing: object) -> Mixing:
+    """Return `mixing` if it is one.
+
+    Raises
+    ------
+    TypeError
+        It is neither a number, nor callable, nor "learned".
+    ValueError
+        It is a number outside [0, 1].
+    """
+    if mixing == "learned":
+        return "learned"
+    if callable(mixing):
+        return mixing
+    if not isinstance(mixing, float | int):
+        msg = f'mixing must be a number in [0, 1], a schedule or "learned", received {mixing!r}.'
+        raise TypeError(msg)
+    check_share("mixing", mixing)
+    return float(mixing)
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise unless `value`, if it is a number, lies in [0, 1]."""
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must lie in [0, 1], received {value}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from bioren.nn.renorm import _BatchRenorm
+from bioren.nn.batch_renorm import _BatchRenorm
 from bioren.nn.tracking import Observer
 
 __all__ = ["LayerDiagnostics", "Monitor"]
@@ -21,8 +22,12 @@ class LayerDiagnostics(NamedTuple):
     """The layer's name in the network."""
     steps: int
     """Training steps seen."""
+    r_max: float
+    d_max: float
+    """The limits in force at the last of them; with (1, 0) the layer is batch normalisation."""
     clipped: float
-    """Share of channels of which r or d lay outside the limits, in [0, 1]."""
+    """Share of channels of which r or d lay outside the limits, in [0, 1], over the steps at which
+    these were open; NaN if they never were."""
     mean_abs_log_r: float
     """Mean of ``|log r|``, before the limits; 0 where deviations are as in the population."""
     mean_abs_d: float
@@ -87,7 +92,7 @@ class Monitor:
     def layers(self) -> list[LayerDiagnostics]:
         """Return what was seen, layer by layer; layers that were not trained are left out."""
         return [
-            LayerDiagnostics(name, sums.steps, *sums.means())
+            LayerDiagnostics(name, sums.steps, *sums.figures())
             for name, sums in self._sums.items()
             if sums.steps > 0
         ]
@@ -95,14 +100,17 @@ class Monitor:
     def reset(self) -> None:
         """Forget what was seen."""
         for sums in self._sums.values():
-            sums.steps, sums.total = 0, None
+            sums.steps, sums.total, sums.limits = 0, None, None
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("layer", "steps", "clipped", "|log r|", "|d|")]
-        rows += [
-            (seen.layer, str(seen.steps), f"{seen.clipped:.1%}", *(f"{x:.3f}" for x in seen[3:]))
-            for seen in self.layers()
+        rows: list[tuple[str, ...]] = [
+            ("layer", "steps", "r_max", "d_max", "clipped", "|log r|", "|d|")
         ]
+        for seen in self.layers():
+            clipped = "closed" if math.isnan(seen.clipped) else f"{seen.clipped:.1%}"
+            limits = (f"{seen.r_max:g}", f"{seen.d_max:g}")
+            sizes = (f"{seen.mean_abs_log_r:.3f}", f"{seen.mean_abs_d:.3f}")
+            rows.append((seen.layer, str(seen.steps), *limits, clipped, *sizes))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
@@ -119,20 +127,31 @@ class _Sums:
     def __init__(self) -> None:
         self.steps = 0
         self.total: Tensor | None = None
+        self.limits: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, r: Tensor, d: Tensor, r_kept: Tensor, d_kept: Tensor) -> None:
-        clipped = ((r != r_kept) | (d != d_kept)).to(r.dtype).mean()
+    def __call__(self, r: Tensor, d: Tensor, r_max: Tensor, d_max: Tensor) -> None:
+        is_open = ((r_max > 1) | (d_max > 0)).to(r)
+        clipped = (r > r_max) | (r < 1 / r_max) | (d.abs() > d_max)
         figures = torch.stack(
-            [clipped, r.log().abs().mean(), d.abs().mean(), torch.ones_like(clipped)]
+            [
+                clipped.to(r.dtype).mean() * is_open,
+                is_open,
+                r.log().abs().mean(),
+                d.abs().mean(),
+                torch.ones_like(is_open),
+            ]
         )
         figures = torch.where(figures.isfinite().all(), figures, 0)
         self.steps += 1
         self.total = figures if self.total is None else self.total + figures
+        self.limits = r_max, d_max
 
-    def means(self) -> list[float]:
-        """Return the mean of each figure over the minibatches that are finite."""
-        *figures, finite = cast("Tensor", self.total).tolist()
-        return [figure / max(finite, 1) for figure in figures]
+    def figures(self) -> list[float]:
+        """Return the last limits, and each mean over the minibatches that are finite."""
+        r_max, d_max = cast("tuple[Tensor, Tensor]", self.limits)
+        clipped, are_open, log_r, d, finite = cast("Tensor", self.total).tolist()
+        clipped = clipped / are_open if are_open > 0 else math.nan
+        return [float(r_max), float(d_max), clipped, *(x / max(finite, 1) for x in (log_r, d))]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nobody, ()  # a copy of a layer is not watched

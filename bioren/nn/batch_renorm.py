@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
+from bioren.nn._torch import leaf_of
 from bioren.nn.averaging import BackwardAverages
-from bioren.nn.base import Initial, RenormBase, check_shape
+from bioren.nn.base import (
+    SHAPES_1D,
+    SHAPES_2D,
+    SHAPES_3D,
+    Initial,
+    RenormBase,
+    check_average,
+    check_shape,
+)
 from bioren.nn.functional import evaluate, in_dtype, value_weights
-from bioren.nn.limits import PAPER, BySamples, LimitSchedule, as_schedule
-from bioren.nn.mixing import Mixing
-from bioren.nn.moments import statistics_dtype
-from bioren.nn.renormalization import renormalize
+from bioren.nn.kernels import renormalize
+from bioren.nn.moments import ValueWeights, statistics_dtype
+from bioren.nn.schedules import PAPER, Bound, BySamples, Limits, LimitSchedule, Mixing, as_schedule
 from bioren.nn.tracking import Moving, Observer, Tracker
 
 __all__ = [
@@ -40,15 +48,15 @@ class _BatchRenorm(RenormBase):
         momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        limits: LimitSchedule | tuple[float, float] = PAPER,
+        limits: Limits = PAPER,
         initial: Initial = "unit",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
         average_backward: int | None = None,
         bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             num_features,
@@ -56,20 +64,20 @@ class _BatchRenorm(RenormBase):
             momentum,
             affine,
             track_running_stats,
+            device,
+            dtype,
             limits=limits,
             initial=initial,
             moving=moving,
             mixing=mixing,
             average_backward=average_backward,
             bias=bias,
-            device=device,
-            dtype=dtype,
         )
 
     def set_options(
         self,
         *,
-        limits: LimitSchedule | tuple[float, float] = PAPER,
+        limits: Limits = PAPER,
         average_backward: int | None = None,
         **options: Any,
     ) -> None:
@@ -82,7 +90,8 @@ class _BatchRenorm(RenormBase):
             if self.mixing == "learned":
                 msg = 'average_backward goes with a fixed or scheduled mixing, not with "learned".'
                 raise ValueError(msg)
-            self.backward_averages = BackwardAverages(average_backward)
+            like = self.weight if self.running_mean is None else self.running_mean
+            self.backward_averages = BackwardAverages(average_backward, like)
 
     @property
     def limits(self) -> LimitSchedule:
@@ -90,7 +99,7 @@ class _BatchRenorm(RenormBase):
         return self._limits
 
     @limits.setter
-    def limits(self, limits: LimitSchedule | tuple[float, float]) -> None:
+    def limits(self, limits: Limits) -> None:
         self._limits = as_schedule(limits)
         step = self.num_batches_tracked
         if isinstance(self._limits, BySamples) and step is not None:
@@ -133,6 +142,9 @@ class _BatchRenorm(RenormBase):
         TypeError
             `input` is not floating point.
         """
+        node = leaf_of(self, input, mask)
+        if node is not None:
+            return node
         self._check_input(input)
         if mask is not None and self.backward_averages is not None:
             raise ValueError("average_backward does not go with a mask; leave one of them out.")
@@ -141,20 +153,13 @@ class _BatchRenorm(RenormBase):
                 input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
         weights = None if mask is None else value_weights(mask, input)
-        tracker = None
-        share: float | Tensor = 1.0
+        tracker = learned = None
         if self._tracks:
-            share = self._share()
-            tracker = self._counted(input)
+            mixing, learned = self._mixing_now()
+            tracker = self._counted(input, mixing)
         dtype = statistics_dtype(input)
-        return self._normalize(
-            input,
-            in_dtype(self.weight, dtype),
-            in_dtype(self.bias, dtype),
-            tracker,
-            weights,
-            share,
-        )
+        weight, bias = in_dtype(self.weight, dtype), in_dtype(self.bias, dtype)
+        return self._normalize(input, weight, bias, tracker, weights, learned)
 
     def _normalize(
         self,
@@ -162,8 +167,8 @@ class _BatchRenorm(RenormBase):
         weight: Tensor | None,
         bias: Tensor | None,
         tracker: Tracker | None,
-        mask: Tensor | None,
-        mixing: float | Tensor,
+        weights: ValueWeights | None,
+        learned: Tensor | None,
     ) -> Tensor:
         return renormalize(
             input,
@@ -171,20 +176,21 @@ class _BatchRenorm(RenormBase):
             bias,
             self.eps,
             tracker,
-            mask=mask,
-            mixing=mixing,
-            averages=self.backward_averages,
+            weights=weights,
+            learned=learned,
+            averages=self.backward_averages if self.training else None,
         )
 
-    def _counted(self, input: Tensor) -> Tracker:
+    def _counted(self, input: Tensor, mixing: Bound) -> Tracker:
         """Return what bridges this minibatch to the running statistics, and count it."""
-        rows = self.num_samples_tracked
-        limits = self.limits(self.num_batches_tracked if rows is None else rows)  # type: ignore[arg-type]
-        # A NumPy number would turn all it meets into double precision.
-        r_max, d_max = (b if isinstance(b, Tensor) else float(b) for b in limits)
+        rows = self._buffers["num_samples_tracked"]
+        step = self._buffers["num_batches_tracked"] if rows is None else rows
+        r_max, d_max = self._limits(step)  # type: ignore[arg-type]
         if rows is not None and not self._recollection.running_again:
             rows.add_(len(input))
-        return self._tracker(r_max, d_max, counts=self._is_minibatch(input))
+        return self._tracker(
+            _number(r_max), _number(d_max), mixing, counts=self._is_minibatch(input)
+        )
 
     def _is_minibatch(self, input: Tensor) -> bool:
         return input.numel() > 0
@@ -192,9 +198,13 @@ class _BatchRenorm(RenormBase):
     def reset_running_stats(self) -> None:
         """Forget all minibatches."""
         super().reset_running_stats()
-        rows = getattr(self, "num_samples_tracked", None)  # torch's constructor comes here, too
+        # torch's constructor comes here, too, before there is any of this.
+        rows = getattr(self, "num_samples_tracked", None)
         if rows is not None:
             rows.zero_()
+        averages = getattr(self, "backward_averages", None)
+        if averages is not None:
+            averages.reset()
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -203,12 +213,23 @@ class _BatchRenorm(RenormBase):
         return f"{super().extra_repr()}, limits={self.limits}{more}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Of batch normalisation nobody knows how many rows it saw: the schedule starts anew.
-        if self.num_samples_tracked is not None and f"{prefix}running_mean" in state_dict:
-            state_dict.setdefault(
-                f"{prefix}num_samples_tracked", torch.zeros((), dtype=torch.int64)
-            )
+        if f"{prefix}running_mean" in state_dict:
+            # Of batch normalisation nobody knows how many rows it saw: the schedule starts anew.
+            if self.num_samples_tracked is not None:
+                none = torch.zeros((), dtype=torch.int64)
+                state_dict.setdefault(f"{prefix}num_samples_tracked", none)
+            # Nor has it a mixing: that stays as it is.
+            if self.mixing_logit is not None:
+                logit = self.mixing_logit
+                if isinstance(logit, nn.UninitializedParameter):
+                    logit = torch.zeros_like(state_dict[f"{prefix}running_mean"])
+                state_dict.setdefault(f"{prefix}mixing_logit", logit)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _number(bound: Bound) -> Bound:
+    """Return `bound` as torch's or Python's: NumPy's would turn all it meets into float64."""
+    return bound if isinstance(bound, Tensor) else float(bound)
 
 
 _OPTIONS = (
@@ -297,7 +318,7 @@ class BatchRenorm1d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, "", ", L")
+        check_shape(input, self.num_features, SHAPES_1D)
 
 
 class BatchRenorm2d(_BatchRenorm):
@@ -307,7 +328,7 @@ class BatchRenorm2d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, ", H, W")
+        check_shape(input, self.num_features, SHAPES_2D)
 
 
 class BatchRenorm3d(_BatchRenorm):
@@ -317,7 +338,7 @@ class BatchRenorm3d(_BatchRenorm):
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_shape(input, self.num_features, ", D, H, W")
+        check_shape(input, self.num_features, SHAPES_3D)
 
 
 class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
@@ -329,16 +350,17 @@ class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
         momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        limits: LimitSchedule | tuple[float, float] = PAPER,
+        limits: Limits = PAPER,
         initial: Initial = "unit",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
         average_backward: int | None = None,
         bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
+        check_average(eps, momentum)
         super().__init__(eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:
             self.register_parameter("bias", None)
