@@ -10,7 +10,8 @@ minibatches seen, those that follow the running average are (1 + 2a, 5a), where 
 
 - "filled": 1 - (1 - m)^t, the part of the running average that minibatches make up;
 - "effective": its effective number of minibatches, (sum w)² / sum w², over the final one;
-- "horizon": the paper's ratios 1 : 8 : 5 with 1/m minibatches in the place of 5,000.
+- "horizon": the paper's ratios 1 : 8 : 5 with 1/m minibatches in the place of 5,000;
+- "gradual": the same with the ramps from the first step on.
 
 "Share" has the limits (3, 5) at once and applies the share a ("filled") of r and d.  All but
 "paper", BatchNorm and "(3, 5), unit" begin with debiased statistics.
@@ -27,11 +28,10 @@ minibatches seen, those that follow the running average are (1 + 2a, 5a), where 
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from common import parser, plus_minus, seconds, set_up, show
 from copies import accuracy, classifier, dense, loss, warm_up
@@ -56,6 +56,7 @@ TRIALS = {f"rate {rate:g}": (rate, False) for rate in (0.03, 0.1, 0.3, 1)} | {
     "far off": (0.03, True)
 }
 STEPS = 400  # of a trial
+IMAGES = 16  # at least, per step of the optimiser
 
 
 def filled(momentum: float):
@@ -70,9 +71,9 @@ def opening(share):
     return lambda step: (1 + 2 * share(step), 5 * share(step))
 
 
-def horizon(momentum: float) -> LinearLimits:
+def horizon(momentum: float, wait: int = 1) -> LinearLimits:
     h = round(1 / momentum)
-    return LinearLimits(h, 8 * h, 5 * h, 3.0, 5.0)
+    return LinearLimits(wait * h, 8 * h, 5 * h, 3.0, 5.0)
 
 
 def options(method: str, batches: int) -> dict:
@@ -87,6 +88,7 @@ def options(method: str, batches: int) -> dict:
         "filled": {"limits": opening(filled(m))},
         "effective": {"limits": opening(effective(m))},
         "horizon": {"limits": horizon(m)},
+        "gradual": {"limits": horizon(m, wait=0)},
         "share": {"limits": (3.0, 5.0), "mixing": filled(m)},
         "known length": {"limits": warm_up(batches)},
     }[name]
@@ -95,7 +97,7 @@ def options(method: str, batches: int) -> dict:
 METHODS = [
     *("BatchNorm .01", "BatchNorm .1", "paper .01", "(3, 5), unit .01", "(3, 5) .01", "(3, 5) .1"),
     *("filled .01", "filled .1", "effective .01", "effective .1", "horizon .01", "horizon .1"),
-    *("share .01", "known length .01"),
+    *("gradual .01", "gradual .1", "share .01", "known length .01"),
 ]
 
 
@@ -133,7 +135,7 @@ def trained(network: nn.Module, optimizer, part, rows: torch.Tensor) -> np.ndarr
     """Train on the rows, (micro-batches, copies, size); losses, (steps, copies)."""
     images, labels = part
     copy = torch.arange(len(labels))[:, None]
-    together = max(16 // rows.shape[2], 1)
+    together = max(IMAGES // rows.shape[2], 1)
     losses = []
     for step in rows.split(together):
         total = 0
@@ -207,14 +209,6 @@ def trials(args) -> list[dict]:
     return table
 
 
-def write(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     options = parser(__doc__)
     parts = ["first", "accuracy", "stability"]
@@ -233,9 +227,9 @@ def main() -> None:
     if "accuracy" in args.only:
         table, single = accuracies(args)
         name = f"defaults_{args.network}_{'_'.join(map(str, args.lengths))}"
-        write(single, args.output / f"{name}_seeds.csv")
         title = f"{args.network}: test accuracy in %, mean ± 95% interval, {args.seeds} seeds"
         show(table, args.output / f"{name}.csv", title)
+        pd.DataFrame(single).to_csv(args.output / f"{name}_seeds.csv", index=False)
     if "stability" in args.only:
         title = f"SGD, micro-batches of 4; accuracy in %, {args.trials} seeds"
         show(trials(args), args.output / "defaults_stability.csv", title)

@@ -1,19 +1,23 @@
 """Whole networks turned from batch normalisation to renormalisation and back.
 
 Layers change their class and keep everything else: parameters, buffers, hooks, names, and whoever
-refers to them.
+refers to them.  A subclass of torch's layers becomes a class that adds the same to ours, as long as
+it leaves the normalisation to torch's ``forward``.
 """
 
 from __future__ import annotations
 
+import functools
+import types
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bioren.nn._torch import leaf_of
 from bioren.nn.batch_renorm import (
     BatchRenorm1d,
     BatchRenorm2d,
@@ -24,14 +28,15 @@ from bioren.nn.batch_renorm import (
     _BatchRenorm,
     _LazyBatchRenorm,
 )
-from bioren.nn.schedules import PAPER, LimitSchedule
+from bioren.nn.schedules import PAPER, Limits
 from bioren.nn.sync import SyncBatchRenorm, check_shareable
 
 __all__ = ["convert_batchnorm", "convert_sync", "fold_to_batchnorm"]
 
 Network = TypeVar("Network", bound=nn.Module)
+Kind = type[_BatchRenorm]
 
-_RENORM: dict[type[nn.Module], type[_BatchRenorm]] = {
+_RENORM: dict[type[nn.Module], Kind] = {
     nn.BatchNorm1d: BatchRenorm1d,
     nn.BatchNorm2d: BatchRenorm2d,
     nn.BatchNorm3d: BatchRenorm3d,
@@ -41,13 +46,15 @@ _RENORM: dict[type[nn.Module], type[_BatchRenorm]] = {
     nn.SyncBatchNorm: SyncBatchRenorm,
 }
 _OVER_ROWS = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
-_PLAIN: dict[type[nn.Module], type[nn.Module]] = {renorm: bn for bn, renorm in _RENORM.items()}
+_PLAIN: dict[Kind, type[nn.Module]] = {renorm: bn for bn, renorm in _RENORM.items()}
 
 
 def convert_batchnorm(
     module: Network,
     *,
-    limits: LimitSchedule | tuple[float, float] = PAPER,
+    limits: Limits = PAPER,
+    factories: Mapping[type[nn.Module], Callable[[Any], nn.Module]] | None = None,
+    strict: bool = True,
     **options: Any,
 ) -> Network:
     """Turn every batch normalisation inside of `module` into Batch Renormalization.
@@ -55,6 +62,11 @@ def convert_batchnorm(
     Weights, statistics, eps, momentum, device, dtype and mode stay as they are, and so does the
     output in evaluation.  (Learned mixing is a new parameter, which an optimiser that exists
     already has to be given.)
+
+    Subclasses of torch's layers are converted, too, if they inherit ``forward``, as parametrised
+    layers do, or call ``super().forward``; and so is timm's ``BatchNormAct2d``, with its dropout
+    and activation.  Others may compute anything and are left alone, unless `factories` says what
+    to do with them.
 
     torch's usual momentum is 0.1.  As the running statistics now lead the training, steadier ones
     are better where minibatches are small: the paper has 0.01 (``momentum=0.01``).
@@ -66,6 +78,11 @@ def convert_batchnorm(
     limits
         As in `BatchRenorm1d`.  A schedule goes on at the number of batches that a layer has
         seen, so that pretrained layers begin with the last limits.
+    factories
+        For layers of other classes: what makes a layer's substitute of it.  Batch normalisation
+        inside of the substitute is converted as well.
+    strict
+        Whether it is an error if there is nothing to convert.
     **options
         For all layers: momentum, eps, initial, moving, mixing or average_backward, as in
         `BatchRenorm1d`.
@@ -73,17 +90,18 @@ def convert_batchnorm(
     Returns
     -------
     torch.nn.Module
-        `module` itself.
+        `module` itself, or its substitute.
 
     Warns
     -----
     UserWarning
-        There are subclasses of torch's layers, which may compute anything; they are left alone.
+        There are subclasses that are left alone.
 
     Raises
     ------
     TypeError, ValueError
-        An option is unknown or out of range; then no layer has changed.
+        `module` is no module; an option is unknown or out of range; there is no batch
+        normalisation that could be converted.  Then no layer has changed.
 
     Examples
     --------
@@ -91,19 +109,35 @@ def convert_batchnorm(
     >>> type(convert_batchnorm(model)[1]).__name__
     'BatchRenorm2d'
     """
-    found = [layer for layer in module.modules() if type(layer) in _RENORM]
-    for kind in {_RENORM[type(layer)] for layer in found}:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, received {type(module).__name__}.")
+    factories = factories or {}
+    kinds = {kind for layer in module.modules() if (kind := _kind_for(type(layer))) is not None}
+    substitutes = {
+        layer: factories[type(layer)](layer)
+        for layer in module.modules()
+        if type(layer) in factories
+    }
+    for substitute in substitutes.values():
+        kinds |= {k for part in substitute.modules() if (k := _kind_for(type(part))) is not None}
+    for kind in kinds or {BatchRenorm1d}:
         # Raises now if an option is wrong, before any layer has changed.
         kind(*(() if issubclass(kind, _LazyBatchRenorm) else (1,)), limits=limits, **options)
+    if strict and not (kinds or substitutes):
+        raise ValueError(_nothing_found(module))
+    module = _with_substitutes(module, substitutes)
     own = {"momentum", "eps"} & options.keys()  # what batch normalisation has as well
-    for layer in found:
-        layer.__class__ = _RENORM[type(layer)]
+    for layer in module.modules():
+        found = _kind_for(type(layer))
+        if found is None:
+            continue
+        layer.__class__ = _derived(found, type(layer))
         for name in own:
             setattr(layer, name, options[name])
         layer.set_options(  # type: ignore[operator]
             limits=limits, **{k: v for k, v in options.items() if k not in own}
         )
-    _warn_of_subclasses(module, _BatchNorm, _RENORM.keys())
+    _warn_of_others(layer for layer in module.modules() if isinstance(layer, _BatchNorm))
     return module
 
 
@@ -113,8 +147,8 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     Parameters
     ----------
     module
-        Any network, or a single layer.  Changed in place; batch normalisation, subclasses and
-        layers that are synchronised already are left alone.
+        Any network, or a single layer.  Changed in place; batch normalisation, subclasses that
+        `convert_batchnorm` did not make, and layers that are synchronised already are left alone.
     process_group
         The ranks; None for all.
 
@@ -133,18 +167,19 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     if lazy:
         msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
         raise ValueError(msg)
-    layers = [
+    layers = [layer for layer in module.modules() if _made_of(layer)[0] in _OVER_ROWS]
+    for layer in layers:
+        check_shareable(layer)  # type: ignore[arg-type]
+    for layer in layers:
+        _, plain = _made_of(layer)
+        layer.folds_to = plain
+        layer.__class__ = _derived(SyncBatchRenorm, plain)
+        layer.process_group = process_group  # type: ignore[assignment]
+    _warn_of_others(
         layer
         for layer in module.modules()
-        if isinstance(layer, _BatchRenorm) and type(layer) in _OVER_ROWS
-    ]
-    for layer in layers:
-        check_shareable(layer)
-    for layer in layers:
-        layer.folds_to = _PLAIN[type(layer)]  # type: ignore[assignment]
-        layer.__class__ = SyncBatchRenorm
-        layer.process_group = process_group  # type: ignore[assignment]
-    _warn_of_subclasses(module, _BatchRenorm, _PLAIN.keys())
+        if isinstance(layer, _BatchRenorm) and _made_of(layer)[0] is None
+    )
     return module
 
 
@@ -165,23 +200,145 @@ def fold_to_batchnorm(module: Network) -> Network:
         `module` itself.
     """
     for layer in module.modules():
-        if type(layer) in _PLAIN:
-            plain = vars(layer).pop("folds_to", _PLAIN[type(layer)])
+        kind, plain = _made_of(layer)
+        if kind is not None:
+            plain = vars(layer).pop("folds_to", plain)
             layer.drop_options()  # type: ignore[operator]
             layer.__class__ = plain
-    _warn_of_subclasses(module, _BatchRenorm, ())
+    _warn_of_others(layer for layer in module.modules() if isinstance(layer, _BatchRenorm))
     return module
 
 
-def _warn_of_subclasses(
-    module: nn.Module, base: type[nn.Module], known: Collection[type[nn.Module]]
-) -> None:
-    """Warn of layers that may compute anything and were left alone."""
-    unknown = {
-        type(layer).__qualname__
-        for layer in module.modules()
-        if isinstance(layer, base) and type(layer) not in known
+def _kind_for(origin: type[nn.Module]) -> Kind | None:
+    """Return our class in the place of batch normalisation `origin`, None if it is something else.
+
+    Not for layers that may compute anything.
+    """
+    plain = next((base for base in origin.__mro__ if base in _RENORM), None)
+    if plain is None:
+        return None
+    forward: Any = origin.forward
+    calls_torch = "__class__" in forward.__code__.co_freevars and (
+        "forward" in forward.__code__.co_names
+    )
+    if forward is plain.forward or calls_torch or _is_timms(forward):
+        return _RENORM[plain]
+    return None
+
+
+def _is_timms(forward: Any) -> bool:
+    """Return whether this is the forward pass of ``timm.layers.BatchNormAct2d``.
+
+    It calls torch's function, then ``self.drop`` and ``self.act``.
+    """
+    module: str = forward.__module__
+    return module.startswith("timm.") and forward.__qualname__ == "BatchNormAct2d.forward"
+
+
+@functools.cache
+def _derived(kind: Kind, origin: type[nn.Module]) -> Kind:
+    """Return `kind` with what `origin` adds to torch's class."""
+    if origin in _RENORM:
+        return kind
+    bases = tuple(
+        _derived(kind, base) if issubclass(base, _BatchNorm) else base for base in origin.__bases__
+    )
+    members = {
+        name: value
+        for name, value in vars(origin).items()
+        if name not in ("__dict__", "__weakref__")
     }
-    if unknown:
-        names = ", ".join(sorted(unknown))
+    made: Any = type(origin)(origin.__name__, bases, members | {"made_of": (kind, origin)})
+    for name, value in members.items():
+        if isinstance(value, types.FunctionType):
+            setattr(made, name, _of_class(value, made))
+    if "forward" in members:
+        timms = _is_timms(members["forward"])
+        made.forward = _as_leaf(_forward_of_timms(bases[0]) if timms else made.forward)
+    made.__reduce__ = lambda layer: (_remade, (kind, origin), layer.__getstate__())
+    return made  # type: ignore[no-any-return]
+
+
+def _of_class(function: types.FunctionType, owner: type) -> types.FunctionType:
+    """Return `function` with a ``super()`` that starts at `owner`."""
+    if "__class__" not in function.__code__.co_freevars:
+        return function
+    cells = tuple(
+        types.CellType(owner) if name == "__class__" else cell
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        )
+    )
+    again = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+    again.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(again, function)
+
+
+def _forward_of_timms(kind: type[Any]) -> Callable[..., Tensor]:
+    def forward(self: Any, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        y: Tensor = self.act(self.drop(kind.forward(self, input, mask)))
+        return y
+
+    return forward
+
+
+def _as_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `forward`, of which `torch.fx` makes one node, as it does of torch's own layers."""
+
+    @functools.wraps(forward)
+    def whole(self: Any, input: Tensor, *others: Any) -> Tensor:
+        node = leaf_of(self, input, *others)
+        return forward(self, input, *others) if node is None else node
+
+    return whole
+
+
+def _remade(kind: Kind, origin: type[nn.Module]) -> nn.Module:
+    """Return a layer of a derived class without its state, for pickle."""
+    made = _derived(kind, origin)
+    return made.__new__(made)
+
+
+def _made_of(layer: nn.Module) -> tuple[Kind | None, Any]:
+    """Return our class that `layer` is or is derived from, and what it takes the place of."""
+    kind: Any = type(layer)
+    if kind in _PLAIN:
+        return kind, _PLAIN[kind]
+    return vars(kind).get("made_of", (None, None))
+
+
+def _with_substitutes(module: Network, substitutes: Mapping[nn.Module, nn.Module]) -> Network:
+    if not substitutes:
+        return module
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if child in substitutes:
+                setattr(parent, name, substitutes[child])
+    return substitutes.get(module, module)  # type: ignore[return-value]
+
+
+def _nothing_found(module: nn.Module) -> str:
+    others = _names(layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+    if not others:
+        return (
+            "the network has no batch normalisation to convert; if that is meant, pass "
+            "strict=False."
+        )
+    return (
+        f"nothing was converted: {others} may compute anything, as their forward pass is their "
+        "own. Say what to put in their place, factories={TheirClass: function of a layer}, or "
+        "leave them as they are with strict=False."
+    )
+
+
+def _warn_of_others(layers: Iterable[nn.Module]) -> None:
+    """Warn of layers that may compute anything and were left alone."""
+    names = _names(layers)
+    if names:
         warnings.warn(f"Left alone, as subclasses may compute anything: {names}.", stacklevel=3)
+
+
+def _names(layers: Iterable[nn.Module]) -> str:
+    return ", ".join(sorted({type(layer).__qualname__ for layer in layers}))

@@ -70,7 +70,8 @@ def several(number: Any) -> Any:
 
 def statistics_dtype(input: Tensor) -> torch.dtype:
     """Return the dtype of statistics of `input`: its own, but at least single precision."""
-    return torch.promote_types(input.dtype, torch.float32)
+    # Not torch.promote_types, which would be a node of its own in an exported graph.
+    return torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
 
 
 class ValueWeights(NamedTuple):
@@ -111,8 +112,9 @@ def channel_moments(input: Tensor, weights: ValueWeights | None = None) -> Chann
         nothing = x.sum(over)  # zeros, with a gradient: other ranks wait for it
         return ChannelMoments(nothing, nothing, 0)
     if weights is None:
-        var, mean = torch.var_mean(x, over, correction=0)
-        return ChannelMoments(mean, var, x.numel() // x.shape[1])
+        # As torch's batch normalisation writes it, so that a compiler makes one pass of the two.
+        var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
+        return ChannelMoments(mean.flatten(), var.flatten(), x.numel() // x.shape[1])
     share, total, squares = weights
     x = torch.where(share > 0, x, 0)
     mean = (x * share).sum(over)

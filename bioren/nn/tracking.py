@@ -137,7 +137,7 @@ class Tracker:
         running = self.running_mean, self.running_var
         new = mean.to(running[0].dtype), var.to(running[1].dtype)
         # No value is looked at, for which a GPU would have to be waited for.
-        finite = (new[0].isfinite() & new[1].isfinite()).all()
+        finite = (new[0] + new[1]).sum().isfinite()
         for old, value in zip(running, new, strict=True):
             # Like torch's own kernel not seen by autograd, so that graphs of evaluation stay valid.
             target = old if is_traced() else old.data

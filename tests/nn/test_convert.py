@@ -127,12 +127,17 @@ def test_synchronised_layers():
 
 def test_other_layers_are_left_alone_and_subclasses_named():
     class Fused(nn.BatchNorm2d):
-        pass
+        def forward(self, input):
+            return nn.functional.batch_norm(input, self.running_mean, self.running_var).relu()
 
     net = nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3), InstanceRenorm2d(3), Fused(3))
     kinds = [type(layer) for layer in net]
-    with pytest.warns(UserWarning, match="Fused"):
+    with pytest.raises(ValueError, match=r"Fused.*factories"):
         convert_batchnorm(net)
+    with pytest.warns(UserWarning, match="Fused"):
+        convert_batchnorm(net, strict=False)
+    with pytest.warns(UserWarning, match="Fused"):
+        convert_batchnorm(nn.Sequential(*net, nn.BatchNorm2d(3)))
     assert [type(layer) for layer in fold_to_batchnorm(convert_sync(net))] == kinds
 
 
