@@ -66,7 +66,7 @@ def saved_for_backward(*terms: Tensor) -> tuple[Tensor, ...]:
     """
     if not torch.compiler.is_compiling():
         return terms
-    return torch.stack(torch.broadcast_tensors(*terms)).unbind()
+    return torch.stack(terms).unbind()
 
 
 def leaf_of(layer: nn.Module, input: object, *others: object) -> Tensor | None:

@@ -127,8 +127,9 @@ class RenormBase(_NormBase):
         step = cast("Tensor", running["num_batches_tracked"])
         mean, var = cast("Tensor", running["running_mean"]), cast("Tensor", running["running_var"])
         momentum: Bound
+        first: bool | Tensor = False
         if self.initial == "unit" and self.momentum is not None:
-            momentum, first, counter = self.momentum, False, None
+            momentum, counter = self.momentum, None
             if counts and not self._recollection.running_again:
                 step.add_(1)
         else:

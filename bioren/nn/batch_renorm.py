@@ -220,7 +220,7 @@ class _BatchRenorm(RenormBase):
                 state_dict.setdefault(f"{prefix}num_samples_tracked", none)
             # Nor has it a mixing: that stays as it is.
             if self.mixing_logit is not None:
-                logit = self.mixing_logit
+                logit: Tensor = self.mixing_logit
                 if isinstance(logit, nn.UninitializedParameter):
                     logit = torch.zeros_like(state_dict[f"{prefix}running_mean"])
                 state_dict.setdefault(f"{prefix}mixing_logit", logit)

@@ -235,11 +235,19 @@ def _is_timms(forward: Any) -> bool:
     return module.startswith("timm.") and forward.__qualname__ == "BatchNormAct2d.forward"
 
 
-@functools.cache
-def _derived(kind: Kind, origin: type[nn.Module]) -> Kind:
-    """Return `kind` with what `origin` adds to torch's class."""
+def _derived(kind: Any, origin: Any) -> Kind:
+    """Return `kind` with what `origin` adds to torch's class, the same class at each call."""
     if origin in _RENORM:
-        return kind
+        return kind  # type: ignore[no-any-return]
+    if (kind, origin) not in _made:
+        _made[kind, origin] = _make(kind, origin)
+    return _made[kind, origin]
+
+
+_made: dict[tuple[Any, Any], Kind] = {}
+
+
+def _make(kind: Any, origin: Any) -> Kind:
     bases = tuple(
         _derived(kind, base) if issubclass(base, _BatchNorm) else base for base in origin.__bases__
     )
@@ -248,7 +256,7 @@ def _derived(kind: Kind, origin: type[nn.Module]) -> Kind:
         for name, value in vars(origin).items()
         if name not in ("__dict__", "__weakref__")
     }
-    made: Any = type(origin)(origin.__name__, bases, members | {"made_of": (kind, origin)})
+    made = type(origin)(origin.__name__, bases, members | {"made_of": (kind, origin)})
     for name, value in members.items():
         if isinstance(value, types.FunctionType):
             setattr(made, name, _of_class(value, made))
@@ -273,7 +281,8 @@ def _of_class(function: types.FunctionType, owner: type) -> types.FunctionType:
         function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
     )
     again.__kwdefaults__ = function.__kwdefaults__
-    return functools.update_wrapper(again, function)
+    functools.update_wrapper(again, function)
+    return again
 
 
 def _forward_of_timms(kind: type[Any]) -> Callable[..., Tensor]:
@@ -306,15 +315,16 @@ def _made_of(layer: nn.Module) -> tuple[Kind | None, Any]:
     kind: Any = type(layer)
     if kind in _PLAIN:
         return kind, _PLAIN[kind]
-    return vars(kind).get("made_of", (None, None))
+    found: tuple[Kind | None, Any] = vars(kind).get("made_of", (None, None))
+    return found
 
 
 def _with_substitutes(module: Network, substitutes: Mapping[nn.Module, nn.Module]) -> Network:
     if not substitutes:
         return module
     for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if child in substitutes:
+        for name, child in list(parent._modules.items()):  # named_children skips shared ones
+            if child is not None and child in substitutes:
                 setattr(parent, name, substitutes[child])
     return substitutes.get(module, module)  # type: ignore[return-value]
 

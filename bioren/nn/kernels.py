@@ -94,10 +94,10 @@ def renormalize(
     met = None
     if tracker is not None and weights is None and native_kernels_serve(input):
         met = tracker.meet_values(input)
+    terms: tuple[Tensor, Tensor] | None
     if met is not None:
-        moments, terms = met
-        if learned is not None:
-            terms = mixed_terms(*terms, learned)
+        moments, (r, d) = met
+        terms = (r, d) if learned is None else mixed_terms(r, d, learned)
     else:
         input, moments = moments_of(input, weights)
         terms = None if tracker is None else applied_terms(tracker, moments, learned)

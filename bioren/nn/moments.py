@@ -160,7 +160,7 @@ def merged_moments(parts: ChannelMoments) -> ChannelMoments:
     ----------
     Chan, Golub & LeVeque (1983), *The American Statistician* 37:242.
     """
-    if isinstance(parts.number, int):
+    if not isinstance(parts.number, Tensor):
         mean, var = parts.mean.mean(0), parts.var.mean(0)
         between = (parts.mean - mean).square().mean(0)
         return ChannelMoments(mean, var + between, parts.number * len(parts.mean))
@@ -168,7 +168,7 @@ def merged_moments(parts: ChannelMoments) -> ChannelMoments:
     share = parts.number / torch.where(count > 0, count, 1)
     mean = (share * parts.mean).sum(0)
     var = (share * (parts.var + (parts.mean - mean).square())).sum(0)
-    squares = None if parts.squares is None else parts.squares.sum()
+    squares = parts.squares.sum() if isinstance(parts.squares, Tensor) else None
     return ChannelMoments(mean, var, count, squares)
 
 

@@ -79,7 +79,8 @@ class Tracker:
     @property
     def is_batch_norm(self) -> bool:
         """Whether torch's own training step, statistics and all, does what is asked for."""
-        return self._is_plain and self._has_numbers and self.r_max == 1 and self.d_max == 0
+        closed = bool(self._has_numbers and self.r_max == 1 and self.d_max == 0)
+        return closed and self._is_plain
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return what is applied of (r, d) of `batch`, then let it into the running statistics."""

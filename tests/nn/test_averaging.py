@@ -126,3 +126,29 @@ def test_untracked_layer_averages_too():
     layer = BatchRenorm1d(2, track_running_stats=False, average_backward=2)
     layer(torch.randn(4, 2, requires_grad=True)).sum().backward()
     assert layer.backward_averages.seen == 1
+
+
+def test_evaluation_averages_nothing():
+    layer = BatchRenorm1d(3, track_running_stats=False, average_backward=4).eval()
+    plain = nn.BatchNorm1d(3, track_running_stats=False).eval()
+    for _ in range(3):
+        a, b = (x.requires_grad_() for x in torch.randn(1, 5, 3).repeat(2, 1, 1).unbind())
+        layer(a).pow(3).sum().backward()
+        plain(b).pow(3).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad)
+    assert layer.backward_averages.seen == 0
+
+
+@pytest.mark.parametrize("reset", ["reset_parameters", "reset_running_stats"])
+def test_a_layer_that_is_reset_has_seen_no_gradient(reset):
+    layer = BatchRenorm1d(3, average_backward=4)
+    layer(torch.randn(5, 3)).pow(3).sum().backward()
+    getattr(layer, reset)()
+    assert layer.backward_averages.seen == 0
+    assert not layer.backward_averages.means.any()
+
+
+def test_averages_lie_where_the_layer_does():
+    layer = BatchRenorm1d(3, average_backward=4, device="meta", dtype=torch.float64)
+    assert {b.device.type for b in layer.backward_averages.buffers()} == {"meta"}
+    assert layer.backward_averages.means.dtype == torch.float64

@@ -1,10 +1,12 @@
 """Networks turned from batch normalisation to renormalisation and back."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from bioren.nn import (
     BatchRenorm1d,
@@ -169,3 +171,105 @@ def test_wrong_options_change_nothing(options):
 def test_folding_drops_the_count_of_rows():
     layer = BatchRenorm1d(3, limits=BySamples(LinearLimits(1, 2, 2, 3.0, 5.0)))
     nn.BatchNorm1d(3).load_state_dict(fold_to_batchnorm(layer).state_dict())
+
+
+class Marked(nn.BatchNorm2d):
+    """A name alone."""
+
+
+class Rectified(nn.BatchNorm2d):
+    """Does more with what torch's forward pass returns."""
+
+    def forward(self, input):
+        return super().forward(input).relu()
+
+    def extra_repr(self):
+        return "rectified, " + super().extra_repr()
+
+
+class Twice(Rectified):
+    """A subclass of a subclass."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+SUBCLASSES = {
+    "marked": lambda: Marked(3),
+    "forward of torch": lambda: Rectified(3),
+    "forward of a subclass": lambda: Twice(3),
+    "parametrised": lambda: parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None),
+}
+
+
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_subclasses_that_leave_normalising_to_torch_are_converted_and_folded(name):
+    plain = nn.Sequential(SUBCLASSES[name]())
+    nn.init.normal_(plain[0].running_mean)
+    net, x = copy.deepcopy(plain), torch.randn(4, 3, 5, 5)
+    convert_batchnorm(net, limits=(1.5, 0.5))
+    assert isinstance(net[0], BatchRenorm2d)
+    assert not isinstance(net[0], nn.BatchNorm2d)
+    torch.testing.assert_close(net.eval()(x), plain.eval()(x))
+    assert not torch.allclose(net.train()(x), plain.train()(x))
+    assert net[0].num_batches_tracked == 1
+    assert ("rectified" in repr(net)) == ("forward" in name)
+    torch.testing.assert_close(net.eval()(x), copy.deepcopy(net)(x))
+    convert_sync(net)
+    assert isinstance(net[0], SyncBatchRenorm)
+    before = net(x)
+    assert type(fold_to_batchnorm(net)[0]) is type(plain[0])
+    torch.testing.assert_close(net(x), before)
+
+
+@pytest.mark.parametrize("kind", [Marked, Twice])
+def test_converted_subclasses_are_pickled(kind, tmp_path):
+    net = convert_batchnorm(nn.Sequential(kind(3)), limits=(1.5, 0.5))
+    net(torch.randn(4, 3, 5, 5))
+    torch.save(net, tmp_path / "net.pt")
+    again = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert type(again[0]) is type(net[0])
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(again(x), net(x))
+
+
+def test_parametrisations_of_converted_layers_are_removed():
+    net = nn.Sequential(parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None))
+    convert_batchnorm(net)
+    parametrize.remove_parametrizations(net[0], "weight")
+    assert type(net[0]) is BatchRenorm2d
+    assert type(fold_to_batchnorm(net)[0]) is nn.BatchNorm2d
+
+
+class OwnForward(nn.BatchNorm2d):
+    """Computes something, with torch's function."""
+
+    def forward(self, input):
+        return nn.functional.batch_norm(input, None, None, training=True)
+
+
+def test_factories_make_substitutes_which_are_converted_as_well():
+    def parts(layer):
+        return nn.Sequential(nn.BatchNorm2d(layer.num_features), nn.ReLU())
+
+    net = nn.Sequential(nn.Sequential(OwnForward(3)), nn.Conv2d(3, 3, 1))
+    net[0].append(net[0][0])  # shared
+    convert_batchnorm(net, factories={OwnForward: parts}, limits=(3.0, 5.0))
+    assert type(net[0][0][0]) is BatchRenorm2d
+    assert net[0][0] is net[0][1]
+    alone = convert_batchnorm(OwnForward(3), factories={OwnForward: parts})
+    assert type(alone[0]) is BatchRenorm2d
+
+
+@pytest.mark.parametrize("net", [nn.Linear(2, 2), nn.Sequential(OwnForward(3))])
+def test_nothing_to_convert_is_an_error_unless_asked(net):
+    with pytest.raises(ValueError, match="strict=False"):
+        convert_batchnorm(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert convert_batchnorm(net, strict=False) is net
+
+
+def test_what_is_no_network():
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, received str"):
+        convert_batchnorm("resnet18")

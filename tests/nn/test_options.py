@@ -17,6 +17,7 @@ from bioren.nn import (
     BatchRenorm2d,
     BatchRenorm3d,
     BySamples,
+    InstanceRenorm1d,
     LazyBatchRenorm1d,
     LazyBatchRenorm2d,
     LazyBatchRenorm3d,
@@ -131,7 +132,18 @@ def test_mask_of_ones_is_no_mask():
         torch.testing.assert_close(a.state_dict(), b.state_dict())
 
 
-@pytest.mark.parametrize("shape", [(4,), (5, 3), (5, 1, 3), (3, 5)])
+@pytest.mark.parametrize("shape", [(1, 4), (5, 1), (1, 1, 4), (5, 1, 1), (1, 1, 1)])
+def test_masks_broadcast(shape):
+    x, mask = torch.randn(5, 3, 4, **DOUBLE), torch.rand(shape) < 0.7
+    mask.view(-1)[0] = True
+    whole = mask.reshape(shape[0], shape[-1]).expand(5, 4)
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5), **DOUBLE)
+    twin = copy.deepcopy(layer)
+    torch.testing.assert_close(layer(x, mask), twin(x, whole))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 3), (5, 3, 4), (3, 5), (5, 1, 1, 4)])
 def test_mask_of_another_shape(shape):
     layer = BatchRenorm1d(3)
     with pytest.raises(ValueError, match=r"expected a mask of shape \(5,\) or \(5, 4\)"):
@@ -527,3 +539,44 @@ def test_loading_one_weight_keeps_the_count_of_rows():
 def test_learned_mixing_needs_statistics_to_go_to():
     with pytest.raises(ValueError, match="running statistics"):
         BatchRenorm1d(3, mixing="learned", track_running_stats=False)
+
+
+# What is out of range, and what is not
+
+
+@pytest.mark.parametrize("options", [{"eps": 0.0}, {"eps": -1e-5}, {"eps": math.nan}])
+def test_eps_has_to_be_positive(options):
+    for kind in (BatchRenorm1d, LazyBatchRenorm1d, InstanceRenorm1d):
+        with pytest.raises(ValueError, match="eps must be positive"):
+            kind(*(() if kind is LazyBatchRenorm1d else (3,)), **options)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, math.nan])
+def test_momentum_has_to_be_a_share(momentum):
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\]"):
+        BatchRenorm1d(3, momentum=momentum)
+
+
+def test_a_list_is_a_pair_of_limits():
+    assert BatchRenorm1d(3, limits=[3.0, 5.0]).limits == BatchRenorm1d(3, limits=(3.0, 5.0)).limits
+
+
+def test_learned_mixing_has_a_gradient_without_rows_too():
+    for layer in (BatchRenorm1d(3, mixing="learned"), InstanceRenorm1d(3, mixing="learned")):
+        layer(torch.zeros(0, 3, 4)).sum().backward()
+        assert all(torch.equal(p.grad, torch.zeros(3)) for p in layer.parameters())
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1))
+def test_function_and_layer_have_the_same_options(seed, share):
+    torch.manual_seed(seed % 2**31)
+    x = torch.randn(5, 3, **DOUBLE) * 2 + 1
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5), mixing=share, moving="std", **DOUBLE)
+    mean, var = torch.zeros(3, **DOUBLE), torch.ones(3, **DOUBLE)
+    given = {"r_max": 1.5, "d_max": 0.5, "moving": "std"}
+    for mixing in (share, torch.tensor(share, **DOUBLE)):
+        y = batch_renorm(x, mean.clone(), var.clone(), mixing=mixing, **given)
+        torch.testing.assert_close(y, copy.deepcopy(layer)(x))
+    with pytest.raises(ValueError, match="mixing"):
+        batch_renorm(x, mean, var, mixing=1.1)

@@ -100,3 +100,13 @@ def test_jumps_hold_from_their_step_on():
 def test_jumps_out_of_range(jumps):
     with pytest.raises(ValueError, match="received"):
         StepLimits(jumps)
+
+
+def test_the_papers_schedule_for_another_length():
+    assert LinearLimits.paper(100_000) == PAPER
+    short = LinearLimits.paper(1_000)
+    for step in range(0, 1_000, 50):
+        assert short(torch.tensor(step)) == PAPER(torch.tensor(100 * step))
+    assert LinearLimits.paper(1)(torch.tensor(1)) == (3.0, 5.0)
+    with pytest.raises(ValueError, match="total_steps must be at least 1"):
+        LinearLimits.paper(0)
