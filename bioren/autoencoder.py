@@ -178,4 +178,4 @@ class LearnedBridge(nn.Module):
 
 
 def _hidden(n_in: int, n_out: int) -> tuple[nn.Module, ...]:
-    return nn.Linear(n_in, n_out), BatchRenorm1d(n_out, limits=LIMITS), nn.GELU()
+    return nn.Linear(n_in, n_out), BatchRenorm1d(n_out, limits=LIMITS, initial="unit"), nn.GELU()

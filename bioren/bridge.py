@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     Array = Any  # numpy.ndarray or torch.Tensor, never mixed in one call
 
-__all__ = ["AffineBridge", "Limits", "clip_terms", "kept_terms", "mixed_terms", "renorm_terms", "shrinkage"]
+__all__ = [
+    "AffineBridge",
+    "Limits",
+    "clip_terms",
+    "kept_terms",
+    "mixed_terms",
+    "renorm_terms",
+    "shrinkage",
+]
 
 
 class Limits(NamedTuple):

@@ -63,7 +63,7 @@ class RenormBase(_NormBase):
         self.set_options(**options)
 
     def set_options(
-        self, *, initial: Initial = "unit", moving: Moving = "var", mixing: Mixing = 1.0
+        self, *, initial: Initial = "debiased", moving: Moving = "var", mixing: Mixing = 1.0
     ) -> None:
         """Set what torch's layers do not have."""
         check_choice("initial", initial, ("unit", "first_batch", "debiased"))
@@ -87,6 +87,19 @@ class RenormBase(_NormBase):
             parameter = getattr(self, name, None)
             if parameter is not None:
                 nn.init.constant_(parameter, start)
+
+    def keep_given_statistics(self) -> None:
+        """Begin with the running statistics as they are, if they come from nobody knows where.
+
+        A beginning with the first minibatch would overwrite what was loaded without its count.
+        """
+        mean, var, step = self.running_mean, self.running_var, self.num_batches_tracked
+        if mean is None or var is None or step is None or nn.parameter.is_lazy(mean):
+            return
+        if mean.is_meta or self.initial == "unit" or step > 0:
+            return
+        if mean.any() or (var != 1).any():
+            self.initial = "unit"
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -135,7 +148,7 @@ class RenormBase(_NormBase):
         else:
             before = readable(step)
             momentum = momentum_at(before, self.momentum, self.initial == "debiased", mean.dtype)
-            first = self.initial != "unit" and before == 0
+            first = self.initial != "unit" and self.momentum != 0 and before == 0
             # The number decides what a minibatch weighs: only those that are let in count.
             counter = step if counts else None
         return Tracker(

@@ -22,7 +22,15 @@ from bioren.nn.base import (
 from bioren.nn.functional import evaluate, in_dtype, value_weights
 from bioren.nn.kernels import renormalize
 from bioren.nn.moments import ValueWeights, statistics_dtype
-from bioren.nn.schedules import PAPER, Bound, BySamples, Limits, LimitSchedule, Mixing, as_schedule
+from bioren.nn.schedules import (
+    Bound,
+    BySamples,
+    Limits,
+    LimitSchedule,
+    LinearLimits,
+    Mixing,
+    as_schedule,
+)
 from bioren.nn.tracking import Moving, Observer, Tracker
 
 __all__ = [
@@ -51,8 +59,8 @@ class _BatchRenorm(RenormBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        limits: Limits = PAPER,
-        initial: Initial = "unit",
+        limits: Limits | None = None,
+        initial: Initial = "debiased",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
         average_backward: int | None = None,
@@ -77,14 +85,14 @@ class _BatchRenorm(RenormBase):
     def set_options(
         self,
         *,
-        limits: Limits = PAPER,
+        limits: Limits | None = None,
         average_backward: int | None = None,
         **options: Any,
     ) -> None:
         """Set what batch normalisation does not have."""
         super().set_options(**options)
         self.register_buffer("num_samples_tracked", None)
-        self.limits = limits
+        self.limits = LinearLimits.gradual(self.momentum) if limits is None else limits
         self.backward_averages = None
         if average_backward is not None:
             if self.mixing == "learned":
@@ -225,6 +233,7 @@ class _BatchRenorm(RenormBase):
                     logit = torch.zeros_like(state_dict[f"{prefix}running_mean"])
                 state_dict.setdefault(f"{prefix}mixing_logit", logit)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.keep_given_statistics()
 
 
 def _number(bound: Bound) -> Bound:
@@ -252,10 +261,11 @@ class BatchRenorm1d(_BatchRenorm):
     statistics that evaluation uses: both then compute the same, and minibatches that are small
     or not drawn independently do no harm.  See `bioren.nn.functional.batch_renorm`.
 
-    The running statistics start at mean 0 and variance 1, which say nothing of the data.  The
-    schedule `PAPER` therefore begins with 5,000 steps of plain batch normalisation.  Constant
-    limits hold from the first step on, so that a first batch far from (0, 1) is left partly
-    un-normalised: give them to layers whose statistics are loaded.
+    By default the limits open gradually, to (3, 5), while the running statistics gather
+    minibatches, and these are free of their beginning: the first step is batch normalisation, and
+    after a few hundred the layer is what the paper describes.  For a training of known length
+    ``limits=LinearLimits.paper(total_steps)`` is a little better still; `PAPER` is the paper's own
+    schedule, which is plain batch normalisation for 5,000 steps.
 
     The state dict has the keys of `nn.BatchNorm1d` and loads both ways (`BySamples` and learned
     mixing have one more); a loaded ``num_batches_tracked`` is the step of the schedule.  As with
@@ -276,13 +286,15 @@ class BatchRenorm1d(_BatchRenorm):
         If False there are no running statistics, and the layer is plain batch normalisation in
         training and evaluation alike.
     limits
-        A schedule (`PAPER`, `LinearLimits`, or any callable of the step; a picklable one, if
-        the layer is to be pickled), or a pair ``(r_max, d_max)`` that holds at every step.
+        A schedule (`LinearLimits`, `PAPER`, or any callable of the step; a picklable one, if
+        the layer is to be pickled), or a pair ``(r_max, d_max)`` that holds at every step.  None
+        stands for ``LinearLimits.gradual(momentum)``.
     initial
         What the running statistics begin as: "unit", mean 0 and variance 1, as in torch;
         "first_batch", the moments of the first minibatch; or "debiased", which in addition weighs
         all minibatches as if the average had no beginning (Kingma & Ba 2015, arXiv:1412.6980,
-        section 3).
+        section 3).  Statistics that are loaded without a count of minibatches are taken as they
+        are: the layer's `initial` is "unit" then.
     moving
         Whether variances ("var", as in torch) or standard deviations ("std", as in the paper) are
         averaged.  The buffer holds a variance either way.
@@ -353,8 +365,8 @@ class _LazyBatchRenorm(_LazyNormBase, _BatchRenorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        limits: Limits = PAPER,
-        initial: Initial = "unit",
+        limits: Limits | None = None,
+        initial: Initial = "debiased",
         moving: Moving = "var",
         mixing: Mixing = 1.0,
         average_backward: int | None = None,

@@ -29,6 +29,9 @@ def fused_step(
     eps: float,
     r_max: Bound,
     d_max: Bound,
+    *,
+    first: bool | Tensor = False,
+    counter: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the limited (r, d) and let the minibatch into the running statistics, in place.
 
@@ -44,6 +47,10 @@ def fused_step(
         Numbers, or 0-d tensors on the same device, which nobody waits for.
     eps
         Added to every variance.
+    first
+        Whether this minibatch is what the running statistics are at first, likewise.
+    counter
+        Of the minibatches that were let in, 0-d int64, counted on; or None.
     """
     channels = len(mean_b)
     r, d = torch.empty_like(mean_b), torch.empty_like(mean_b)
@@ -57,12 +64,14 @@ def fused_step(
             running_var,
             r,
             d,
+            first if isinstance(first, Tensor) else int(first),
+            counter,
             *scalars,
             eps,
             number / (number - 1) if number > 1 else 0.0,
             channels,
             BLOCK=triton.next_power_of_2(channels),
-            LOADED=tuple(isinstance(value, Tensor) for value in scalars),
+            LOADED=tuple(isinstance(value, Tensor) for value in (*scalars, first)),
             num_warps=4 if channels <= 1024 else 8,
         )
     return r, d
@@ -88,6 +97,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     var_at,
     r_at,
     d_at,
+    first_given,
+    counter_at,
     r_max_given,
     d_max_given,
     momentum_given,
@@ -106,6 +117,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     r_max = _scalar(r_max_given, LOADED[0])
     d_max = _scalar(d_max_given, LOADED[1])
     momentum = _scalar(momentum_given, LOADED[2])
+    first = _scalar(first_given, LOADED[3])
+    several = bessel > 0  # a single value has no variance
+    mean = tl.where(first != 0, mean_b, mean)
+    var = tl.where((first != 0) & several, var_b * bessel, var)
 
     # `bioren.bridge.renorm_terms` once more: Triton compiles only functions of its own files.
     std = tl.sqrt(var + eps)
@@ -119,9 +134,10 @@ def _kernel(  # type: ignore[no-untyped-def]
 
     new_mean = mean + momentum * (mean_b - mean)
     new_var = var + momentum * (var_b * bessel - var)
-    several = bessel > 0  # a single value has no variance
     new_var = tl.where(several, new_var, var)
     total = tl.sum(tl.where(inside, new_mean * 0 + new_var * 0, 0.0))  # NaN unless all are finite
     finite = tl.full([BLOCK], 0.0, tl.float32) + tl.abs(total) < float("inf")
     tl.store(mean_at + at, new_mean, mask=inside & finite)
     tl.store(var_at + at, new_var, mask=inside & finite)
+    if counter_at is not None:
+        tl.store(counter_at, tl.load(counter_at) + (tl.abs(total) < float("inf")).to(tl.int64))

@@ -167,6 +167,30 @@ class LinearLimits:
         )
         return cls(start, r_end, d_end, PAPER.r_max, PAPER.d_max)
 
+    @classmethod
+    def gradual(cls, momentum: float | None) -> Self:
+        """Return limits that open as fast as the running statistics can be trusted.
+
+        The unit of time is the horizon of the average, ``1 / momentum`` minibatches: d reaches its
+        limit of 5 after five of them, r its limit of 3 after eight.  These are the proportions of
+        `PAPER`, whose wait with batch normalisation is left out, as statistics that are free of
+        their beginning (``initial="debiased"``) do not need it.  So it works in short and in long
+        trainings alike (`benchmarks/layers/defaults.py`).
+
+        Parameters
+        ----------
+        momentum
+            Of the layer.  With None, a mean of all minibatches, the horizon is that of 0.01; with
+            0 the statistics do not move, and the limits are open from the first step on.
+        """
+        if momentum == 0:
+            return cls(0, 0, 0, PAPER.r_max, PAPER.d_max)
+        horizon = 1 / (0.01 if momentum is None else momentum)
+        r_end, d_end = (
+            round(horizon * steps / PAPER.start) for steps in (PAPER.r_end, PAPER.d_end)
+        )
+        return cls(0, r_end, d_end, PAPER.r_max, PAPER.d_max)
+
     def __call__(self, step: torch.Tensor) -> tuple[Bound, Bound]:
         """Return ``(r_max, d_max)`` at `step`: numbers, or 0-d tensors on its device."""
         at = readable(step)

@@ -80,7 +80,7 @@ class Tracker:
     def is_batch_norm(self) -> bool:
         """Whether torch's own training step, statistics and all, does what is asked for."""
         closed = bool(self._has_numbers and self.r_max == 1 and self.d_max == 0)
-        return closed and self._is_plain
+        return closed and self._is_plain and self.first is False
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return what is applied of (r, d) of `batch`, then let it into the running statistics."""
@@ -148,14 +148,8 @@ class Tracker:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether there is nothing but the average of variances that torch keeps as well."""
-        return (
-            self.observe is None
-            and self.counter is None
-            and self.recollection is None
-            and self.first is False
-            and self.moving == "var"
-        )
+        """Whether variances are averaged, and nobody else is told."""
+        return self.observe is None and self.recollection is None and self.moving == "var"
 
     @property
     def _has_numbers(self) -> bool:
@@ -217,7 +211,9 @@ class Tracker:
             and len(batch.mean) <= MOST_CHANNELS
             and all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
             and all(
-                t.is_cuda for t in (self.r_max, self.d_max, self.momentum) if isinstance(t, Tensor)
+                t.is_cuda
+                for t in (self.r_max, self.d_max, self.momentum, self.first, self.counter)
+                if isinstance(t, Tensor)
             )
         )
 
@@ -234,6 +230,8 @@ class Tracker:
             self.eps,
             self.r_max,
             self.d_max,
+            first=self.first,
+            counter=self.counter,
         )
 
     def _assign_arrays(

@@ -49,7 +49,7 @@ def test_average_of_one_minibatch_without_renormalisation_is_batch_normalisation
     kind, plain = (
         (BatchRenorm1d, nn.BatchNorm1d) if len(shape) == 2 else (BatchRenorm2d, nn.BatchNorm2d)
     )
-    ours = kind(3, limits=(1.0, 0.0), average_backward=1, momentum=0.1, **DOUBLE)
+    ours = kind(3, limits=(1.0, 0.0), initial="unit", average_backward=1, momentum=0.1, **DOUBLE)
     theirs = plain(3, **DOUBLE)
     for _ in range(3):
         x, dy = torch.randn(2, *shape, **DOUBLE)

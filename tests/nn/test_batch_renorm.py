@@ -96,7 +96,7 @@ def test_gradcheck_where_the_limits_hold_r_and_d_fixed():
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_limits_1_0_are_batch_normalisation_bit_for_bit(shape, affine):
-    ours = BatchRenorm1d(4, momentum=0.1, affine=affine, limits=(1.0, 0.0))
+    ours = BatchRenorm1d(4, momentum=0.1, affine=affine, limits=(1.0, 0.0), initial="unit")
     theirs = nn.BatchNorm1d(4, momentum=0.1, affine=affine)
     if affine:
         for layer in (ours, theirs):
@@ -129,7 +129,7 @@ def test_the_papers_schedule_begins_as_batch_normalisation():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), shape=shapes)
 def test_unclipped_training_is_evaluation_on_the_statistics_before(seed, shape):
-    layer = BatchRenorm1d(shape[1], limits=FREE, dtype=torch.float64)
+    layer = BatchRenorm1d(shape[1], limits=FREE, initial="unit", dtype=torch.float64)
     x, mean, var, _, _ = tensors(*problem(seed, shape))
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)
@@ -180,7 +180,7 @@ def test_large_mean_small_spread_in_single_precision():
 
 
 def test_one_row_is_renormalised_has_no_input_gradient_and_keeps_the_variance():
-    layer = BatchRenorm1d(2, limits=(3.0, 5.0), momentum=0.5)
+    layer = BatchRenorm1d(2, limits=(3.0, 5.0), initial="unit", momentum=0.5)
     x = torch.tensor([[2.0, -1.0]], requires_grad=True)
     y = layer(x)
     y.sum().backward()

@@ -14,8 +14,8 @@ from bioren.nn.moments import ChannelMoments
 from bioren.nn.tracking import Tracker
 
 generator = torch.Generator().manual_seed(0)
-for channels, number, spoilt, as_tensors in itertools.product(
-    (1, 3, 130), (1, 2, 50), (None, torch.nan, torch.inf), (False, True)
+for channels, number, spoilt, as_tensors, first in itertools.product(
+    (1, 3, 130), (1, 2, 50), (None, torch.nan, torch.inf), (False, True), (False, True)
 ):
     mean_b = torch.randn(channels, generator=generator) * 2
     var_b = torch.rand(channels, generator=generator) * 3
@@ -26,10 +26,16 @@ for channels, number, spoilt, as_tensors in itertools.product(
     given = (0.3, 1.5, 0.5)
     momentum, r_max, d_max = (torch.tensor(x) for x in given) if as_tensors else given
     kernel = mean.clone(), var.clone()
-    found = fused_step(mean_b, var_b, number, *kernel, momentum, 1e-3, r_max, d_max)
-    tracker = Tracker(mean, var, momentum, 1e-3, r_max, d_max)
+    if as_tensors:
+        first = torch.tensor(first)
+    steps, counted = (torch.tensor(7) if as_tensors else None for _ in range(2))
+    found = fused_step(
+        mean_b, var_b, number, *kernel, momentum, 1e-3, r_max, d_max, first=first, counter=counted
+    )
+    tracker = Tracker(mean, var, momentum, 1e-3, r_max, d_max, first=first, counter=steps)
     expected = tracker.meet(ChannelMoments(mean_b, var_b, number))
     torch.testing.assert_close((*found, *kernel), (*expected, mean, var), equal_nan=True)
+    assert steps == counted
 print("all agree")
 """
 

@@ -20,7 +20,7 @@ def network():
 
 
 def test_figures_are_those_of_the_minibatches():
-    layer = BatchRenorm1d(3, limits=(1.2, 0.3), momentum=0.2, dtype=torch.float64)
+    layer = BatchRenorm1d(3, limits=(1.2, 0.3), initial="unit", momentum=0.2, dtype=torch.float64)
     rows = []
     with Monitor(layer) as monitor:
         for x in torch.randn(5, 8, 3, dtype=torch.float64) * 2 + 0.3:
@@ -52,7 +52,7 @@ def test_nothing_is_seen_outside_or_in_evaluation_and_values_do_not_change():
 
 
 def test_warm_up_is_seen_too_and_is_no_fault():
-    layer = BatchRenorm1d(3, limits=StepLimits(((2, 1.5, 0.5),)))
+    layer = BatchRenorm1d(3, limits=StepLimits(((2, 1.5, 0.5),)), initial="unit")
     with Monitor(layer) as monitor:
         layer(torch.randn(50, 3) + 4)
         (seen,) = monitor.layers()

@@ -85,7 +85,7 @@ def test_masked_values_that_are_not_finite_reach_no_gradient(value):
 
 def test_a_weight_of_two_normalises_as_the_value_twice():
     x = torch.randn(4, 3, **DOUBLE)
-    layer = BatchRenorm1d(3, limits=(1.5, 0.5), momentum=0.3, **DOUBLE)
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5), initial="unit", momentum=0.3, **DOUBLE)
     twin = copy.deepcopy(layer)
     y = layer(x, torch.tensor([1.0, 2.0, 1.0, 0.0]))
     expected = twin(x[[0, 1, 1, 2]])
@@ -161,7 +161,7 @@ def test_first_batch_far_from_the_start_is_normalised(initial):
     y = BatchRenorm1d(3, limits=(3.0, 5.0), initial=initial)(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(y.std(0), torch.ones(3), rtol=0.02, atol=0)
-    started = BatchRenorm1d(3, limits=(3.0, 5.0))(x)
+    started = BatchRenorm1d(3, limits=(3.0, 5.0), initial="unit")(x)
     assert started.mean() > 3
 
 
@@ -212,7 +212,9 @@ def test_first_row_alone_leaves_the_variance(initial):
 
 
 def test_moving_deviation_is_the_papers_average():
-    layer = BatchRenorm1d(2, moving="std", momentum=0.2, eps=1e-3, limits=FREE, **DOUBLE)
+    layer = BatchRenorm1d(
+        2, moving="std", momentum=0.2, eps=1e-3, limits=FREE, initial="unit", **DOUBLE
+    )
     std = np.ones(2) * np.sqrt(1 + 1e-3)
     for x in torch.randn(5, 6, 2, **DOUBLE) * 3:
         expected = x / torch.tensor(std) - layer.running_mean / torch.tensor(std)
@@ -228,7 +230,9 @@ def test_moving_deviation_is_the_papers_average():
 def test_mixing_goes_a_share_of_the_way(share):
     arrays = [np.random.default_rng(0).normal(2, 3, (6, 3)), np.zeros(3), np.ones(3)]
     x = torch.tensor(arrays[0])
-    layer = BatchRenorm1d(3, limits=(2.0, 1.0), mixing=share, affine=False, **DOUBLE)
+    layer = BatchRenorm1d(
+        3, limits=(2.0, 1.0), initial="unit", mixing=share, affine=False, **DOUBLE
+    )
     _, (r, d), _, _ = oracle.batch_renorm(
         *arrays, np.ones(3), np.zeros(3), r_max=2.0, d_max=1.0, eps=1e-5, momentum=0
     )
@@ -572,7 +576,9 @@ def test_learned_mixing_has_a_gradient_without_rows_too():
 def test_function_and_layer_have_the_same_options(seed, share):
     torch.manual_seed(seed % 2**31)
     x = torch.randn(5, 3, **DOUBLE) * 2 + 1
-    layer = BatchRenorm1d(3, limits=(1.5, 0.5), mixing=share, moving="std", **DOUBLE)
+    layer = BatchRenorm1d(
+        3, limits=(1.5, 0.5), initial="unit", mixing=share, moving="std", **DOUBLE
+    )
     mean, var = torch.zeros(3, **DOUBLE), torch.ones(3, **DOUBLE)
     given = {"r_max": 1.5, "d_max": 0.5, "moving": "std"}
     for mixing in (share, torch.tensor(share, **DOUBLE)):

@@ -136,7 +136,7 @@ def under_ddp(rank, model, x):
 
 def test_ddp_gives_every_rank_the_statistics_of_the_first_unless_told_otherwise():
     x = torch.stack([torch.randn(6, 3), torch.randn(6, 3) + 5])
-    model = nn.Sequential(BatchRenorm1d(3, momentum=0.5, limits=(3.0, 5.0)))
+    model = nn.Sequential(BatchRenorm1d(3, momentum=0.5, limits=(3.0, 5.0), initial="unit"))
     first, second = on_ranks(2, under_ddp, model, x)
     # Copied before the second step: what rank 1 saw in the first one is lost.
     own = 0.5 * x[1].mean(0)

@@ -97,7 +97,7 @@ def test_limits_1_0_give_batch_normalisation(cases):
     for case in cases:
         momentum = case.args[2] if len(case.args) > 2 else 0.1
         with case:
-            ours = stirred(case.layer(limits=(1.0, 0.0), dtype=torch.float64))
+            ours = stirred(case.layer(limits=(1.0, 0.0), initial="unit", dtype=torch.float64))
             theirs = stirred(case.plain(dtype=torch.float64))
             ours.momentum = momentum
             for training in (True, True, False):
@@ -114,7 +114,7 @@ def test_training_is_the_oracles(cases):
         if len(case.x) == 0 or not case.tracks:
             continue
         with case:
-            layer = stirred(case.layer(dtype=torch.float64))
+            layer = stirred(case.layer(initial="unit", dtype=torch.float64))
             mean, var = torch.randn(2, case.args[0], dtype=torch.float64)
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(var.exp())
@@ -278,7 +278,7 @@ def test_derivatives_in_evaluation(cases):
 @over(DERIVED)
 def test_derivatives_in_training_within_limits_1_0(cases):
     for case in cases:
-        check_derivatives(case, case.layer(limits=(1.0, 0.0), dtype=torch.float64))
+        check_derivatives(case, case.layer(limits=(1.0, 0.0), initial="unit", dtype=torch.float64))
 
 
 @over(torch_cases.settings(RENORM, ["limits", "debiased", "std", "learned"]))
@@ -296,7 +296,7 @@ def test_derivatives_in_training_where_limits_bind(cases):
 def test_averages_over_one_minibatch_are_the_gradient(cases):
     for case in cases:
         with case:
-            layer = stirred(case.layer(limits=(1.0, 0.0), dtype=torch.float64))
+            layer = stirred(case.layer(limits=(1.0, 0.0), initial="unit", dtype=torch.float64))
             plain = stirred(
                 case.layer(limits=(1.0, 0.0), average_backward=None, dtype=torch.float64)
             )

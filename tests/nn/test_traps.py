@@ -55,7 +55,7 @@ class Faulty(nn.Module):
 
 def test_the_small_layer_without_a_fault_is_ours():
     x = torch.randn(6, 3, 4, **DOUBLE) * 2 + 1
-    ours = BatchRenorm1d(3, limits=(1.5, 0.5), momentum=0.3, affine=False, **DOUBLE)
+    ours = BatchRenorm1d(3, limits=(1.5, 0.5), initial="unit", momentum=0.3, affine=False, **DOUBLE)
     small = Faulty(3, r_max=1.5, d_max=0.5, momentum=0.3)
     for _ in range(3):
         torch.testing.assert_close(ours(x), small(x))
@@ -134,10 +134,13 @@ def test_7_large_mean_with_a_small_deviation():
 
 
 def test_8_first_minibatch_is_normalised():
-    # The default schedule starts with batch normalisation; other ways in test_options.py.
+    # By default limits open from (1, 0) on, and statistics begin with what is seen.
     x = torch.randn(64, 2) * 50 + 200
-    assert BatchRenorm1d(2)(x).mean().abs() < 1e-4
-    assert BatchRenorm1d(2, limits=FREE)(x).mean() > 100
+    for layer in (BatchRenorm1d(2), BatchRenorm1d(2, limits=FREE)):
+        y = layer(x)
+        assert y.mean().abs() < 1e-4
+        assert (y.std() - 1).abs() < 0.02
+    assert BatchRenorm1d(2, limits=FREE, initial="unit")(x).mean() > 100
 
 
 def test_9_a_copy_has_its_forward_pass():
@@ -170,7 +173,7 @@ def test_11_checkpointing_sees_the_same_r_and_d():
 
 
 def test_12_one_row_is_right_and_its_zero_gradient_documented():
-    layer = BatchRenorm1d(2, limits=FREE, affine=False)
+    layer = BatchRenorm1d(2, limits=FREE, initial="unit", affine=False)
     x = torch.tensor([[2.0, -1.0]], requires_grad=True)
     y = layer(x)
     y.sum().backward()
