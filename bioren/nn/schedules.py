@@ -181,7 +181,7 @@ class LinearLimits:
         ----------
         momentum
             Of the layer.  With None, a mean of all minibatches, the horizon is that of 0.01; with
-            0 the statistics do not move, and the limits are open from the first step on.
+            0 the statistics do not move, and the limits are open after the first step.
         """
         if momentum == 0:
             return cls(0, 0, 0, PAPER.r_max, PAPER.d_max)

@@ -2,10 +2,21 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
+from sklearn.datasets import load_digits
+from torch import nn
 
-from bioren.nn import PAPER, BatchRenorm1d, ConstantLimits, LinearLimits, StepLimits
+from bioren.nn import (
+    PAPER,
+    BatchRenorm1d,
+    ConstantLimits,
+    LinearLimits,
+    StepLimits,
+    convert_batchnorm,
+)
 from bioren.nn.schedules import as_schedule
 
 
@@ -110,3 +121,81 @@ def test_the_papers_schedule_for_another_length():
     assert LinearLimits.paper(1)(torch.tensor(1)) == (3.0, 5.0)
     with pytest.raises(ValueError, match="total_steps must be at least 1"):
         LinearLimits.paper(0)
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.1, 1.0])
+def test_by_default_limits_open_with_the_horizon_of_the_average(momentum):
+    layer = BatchRenorm1d(3, momentum=momentum)
+    assert layer.limits == LinearLimits.gradual(momentum)
+    assert layer.limits(torch.tensor(0)) == (1.0, 0.0)
+    for horizons, expected in ((2.5, (1 + 2 * 2.5 / 8, 2.5)), (5, (2.25, 5.0)), (8, (3.0, 5.0))):
+        limits = layer.limits(torch.tensor(round(horizons / momentum)))
+        assert_allclose(limits, expected, atol=0.5 if momentum == 1 else 0)
+    # The proportions are the paper's.
+    waited = LinearLimits(0, PAPER.r_end, PAPER.d_end, PAPER.r_max, PAPER.d_max)
+    assert LinearLimits.gradual(1 / PAPER.start) == waited
+
+
+def test_by_default_limits_are_defined_for_averages_without_a_horizon():
+    assert LinearLimits.gradual(None) == LinearLimits.gradual(0.01)
+    assert BatchRenorm1d(3, momentum=0.0).limits(torch.tensor(1)) == (3.0, 5.0)
+
+
+def test_statistics_that_do_not_move_do_not_begin_either():
+    layer = BatchRenorm1d(3, momentum=0.0)
+    layer(torch.randn(8, 3) + 4)
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+def counted(layer):
+    return {**layer.state_dict(), "running_mean": torch.full((3,), 2.0)}
+
+
+def uncounted(layer):
+    state = counted(layer)
+    del state["num_batches_tracked"]
+    return state
+
+
+@pytest.mark.parametrize("given", [counted, uncounted])
+def test_statistics_without_their_count_are_not_overwritten_by_the_first_minibatch(given):
+    layer = BatchRenorm1d(3)
+    layer.load_state_dict(given(layer), strict=given is counted)
+    assert layer.initial == "unit"
+    layer(torch.randn(8, 3))
+    assert (layer.running_mean > 1.9).all()
+    plain = nn.BatchNorm1d(3)
+    plain.running_mean.fill_(2.0)
+    assert convert_batchnorm(plain).initial == "unit"
+
+
+def test_statistics_with_their_count_go_on():
+    layer = BatchRenorm1d(3)
+    layer.load_state_dict({**counted(layer), "num_batches_tracked": torch.tensor(5)})
+    assert layer.initial == "debiased"
+    layer(torch.randn(8, 3))
+    assert (layer.running_mean < 1.8).all()
+
+
+def test_by_default_a_network_learns_from_pairs_of_one_class_in_a_short_training():
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images / 8 - 1, dtype=torch.float32), torch.tensor(labels)
+    rng = np.random.default_rng(0)
+    accuracy = {}
+    for converted in (False, True):
+        torch.manual_seed(0)
+        sizes = [(64, 64), (64, 64)]
+        blocks = [(nn.Linear(*s), nn.BatchNorm1d(s[1], momentum=0.01), nn.ReLU()) for s in sizes]
+        network = nn.Sequential(*sum(blocks, ()), nn.Linear(64, 10))
+        if converted:
+            convert_batchnorm(network)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        for _ in range(1_400):
+            rows = rng.choice(np.flatnonzero(labels[:1_200] == rng.integers(10)), 2, replace=False)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+        found = network.eval()(x[1_200:]).argmax(1)
+        accuracy[converted] = (found == y[1_200:]).float().mean()
+    assert accuracy[True] > 0.6
+    assert accuracy[False] < 0.3
