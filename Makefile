@@ -43,7 +43,7 @@ mapping: $(BENCHMARK_VENV)/.installed-benchmark  ## map queries onto references,
 	$(BENCHMARK_VENV)/bin/python benchmarks/mapping/leave_one_out.py $(ARGS)
 	$(BENCHMARK_VENV)/bin/python benchmarks/mapping/held_out_types.py $(ARGS)
 
-LAYERS := speed claims small_batches gan segmentation distributed reinforcement
+LAYERS := speed defaults claims small_batches gan segmentation distributed reinforcement
 layers: $(BENCHMARK_VENV)/.installed-benchmark  ## measure the layers: speed, claims, networks
 	for name in $(LAYERS); do $(BENCHMARK_VENV)/bin/python benchmarks/layers/$$name.py $(ARGS) || exit; done
 

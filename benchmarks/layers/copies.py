@@ -46,8 +46,10 @@ def normalizer(name: str, batches: int):
         "group": lambda channels: nn.GroupNorm(channels // 4, channels),  # 4 channels a group
         "batch": lambda channels: nn.BatchNorm2d(channels, momentum=0.01),
         "batch .1": lambda channels: nn.BatchNorm2d(channels, momentum=0.1),
-        "renorm": lambda channels: BatchRenorm2d(channels, limits=limits),
-        "averaged": lambda channels: BatchRenorm2d(channels, limits=limits, average_backward=16),
+        "renorm": lambda channels: BatchRenorm2d(channels, limits=limits, initial="unit"),
+        "averaged": lambda channels: BatchRenorm2d(
+            channels, limits=limits, initial="unit", average_backward=16
+        ),
     }[name]
 
 

@@ -4,14 +4,14 @@
         [--lengths 300 1400] [--methods NAME ...] [--seeds 5] [--quick]
 
 The paper's schedule is plain batch normalisation for 5,000 steps, however long the training is.
-Compared with it are limits without a length in them, and limits that know it ("known length": 10%
-batch normalisation, d open after 25%, r after 40%).  With m the momentum and t the number of
+Compared with it are limits without a length in them, and limits that know it ("known length": the
+paper's in proportion).  With m the momentum and t the number of
 minibatches seen, those that follow the running average are (1 + 2a, 5a), where a is
 
 - "filled": 1 - (1 - m)^t, the part of the running average that minibatches make up;
 - "effective": its effective number of minibatches, (sum w)² / sum w², over the final one;
 - "horizon": the paper's ratios 1 : 8 : 5 with 1/m minibatches in the place of 5,000;
-- "gradual": the same with the ramps from the first step on.
+- "gradual": the same with the ramps from the first step on, the default of the layers.
 
 "Share" has the limits (3, 5) at once and applies the share a ("filled") of r and d.  All but
 "paper", BatchNorm and "(3, 5), unit" begin with debiased statistics.
@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 from common import parser, plus_minus, seconds, set_up, show
-from copies import accuracy, classifier, dense, loss, warm_up
+from copies import accuracy, classifier, dense, loss
 from small_batches import split
 from torch import nn
 
@@ -71,9 +71,9 @@ def opening(share):
     return lambda step: (1 + 2 * share(step), 5 * share(step))
 
 
-def horizon(momentum: float, wait: int = 1) -> LinearLimits:
+def horizon(momentum: float) -> LinearLimits:
     h = round(1 / momentum)
-    return LinearLimits(wait * h, 8 * h, 5 * h, 3.0, 5.0)
+    return LinearLimits(h, 8 * h, 5 * h, 3.0, 5.0)
 
 
 def options(method: str, batches: int) -> dict:
@@ -88,9 +88,9 @@ def options(method: str, batches: int) -> dict:
         "filled": {"limits": opening(filled(m))},
         "effective": {"limits": opening(effective(m))},
         "horizon": {"limits": horizon(m)},
-        "gradual": {"limits": horizon(m, wait=0)},
+        "gradual": {},
         "share": {"limits": (3.0, 5.0), "mixing": filled(m)},
-        "known length": {"limits": warm_up(batches)},
+        "known length": {"limits": LinearLimits.paper(batches)},
     }[name]
 
 

@@ -100,7 +100,7 @@ def network(setting, steps):
     )
     if setting.layers != "BatchNorm":
         limits = LinearLimits(steps // 10, steps // 2, steps // 3, 3.0, 5.0)
-        convert_batchnorm(net, limits=limits, momentum=0.01)
+        convert_batchnorm(net, limits=limits, initial="unit", momentum=0.01)
     return convert_sync(net) if setting.layers == "SyncBatchRenorm" else net
 
 

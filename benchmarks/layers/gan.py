@@ -78,7 +78,7 @@ def networks(copies: int, method: str, steps: int) -> tuple[nn.Sequential, nn.Se
     for network, batches in ((generator, steps), (discriminator, 3 * steps)):
         bridged = method == "renorm" or (method == ONE_SIDED and network is generator)
         limits = warm_up(batches) if bridged else (1.0, 0.0)  # the latter is BatchNorm
-        convert_batchnorm(network, limits=limits, momentum=0.01)
+        convert_batchnorm(network, limits=limits, initial="unit", momentum=0.01)
     return generator, discriminator
 
 

@@ -70,7 +70,12 @@ def swapped(module, limits):
 def renorm(theirs, limits):
     """Return bioren's layer with the options, parameters and statistics of sb3-contrib's."""
     ours = BatchRenorm1d(
-        theirs.num_features, theirs.eps, theirs.momentum, theirs.affine, limits=limits
+        theirs.num_features,
+        theirs.eps,
+        theirs.momentum,
+        theirs.affine,
+        limits=limits,
+        initial="unit",
     )
     with torch.no_grad():
         if theirs.affine:

@@ -64,7 +64,7 @@ def layer(eps: float = 1e-30, limits=None) -> nn.Module:
     # Momentum 0, so that looking does not change the statistics.
     if limits is None:
         return nn.BatchNorm1d(UNITS, eps=eps, momentum=0.0)
-    return BatchRenorm1d(UNITS, eps=eps, momentum=0.0, limits=limits)
+    return BatchRenorm1d(UNITS, eps=eps, momentum=0.0, limits=limits, initial="unit")
 
 
 def after_adaptation(seed: int) -> float:

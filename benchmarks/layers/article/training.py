@@ -56,7 +56,7 @@ def first_batch_claims(args) -> list[dict]:
         means, stds = [], []
         for seed in range(max(args.seeds, 3)):
             set_up(seed)
-            layer = BatchRenorm1d(16, limits=limits_of(name, 1000))
+            layer = BatchRenorm1d(16, limits=limits_of(name, 1000), initial="unit")
             out = layer(torch.randn(32, 16) * 50 + 200).detach()
             means.append(float(out.mean()))
             stds.append(float(out.std(dim=0).mean()))
@@ -88,7 +88,9 @@ def trained(name: str, panel: str, seeds: int, steps: int) -> dict:
     order = np.stack([np.random.default_rng(s).permutation(len(labels)) for s in range(seeds)])
     test, train = order[:, :TEST], order[:, TEST:]
     schedule = limits_of(name, steps * IMAGES // size)
-    network = classifier(seeds, lambda channels: BatchRenorm2d(channels, limits=schedule))
+    network = classifier(
+        seeds, lambda channels: BatchRenorm2d(channels, limits=schedule, initial="unit")
+    )
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
     codes = labels.numpy()[train]
     step_losses, looks = [], {"step": [], "test": []}
