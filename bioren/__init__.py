@@ -9,18 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bioren._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bioren import datasets, nn
     from bioren import plotting as pl
     from bioren import preprocessing as pp
     from bioren import tools as tl
+    from bioren.arrays.moments import Moments
     from bioren.bridge import AffineBridge
-    from bioren.model import RenormAutoencoder, load
-    from bioren.moments import Moments
-    from bioren.population import Population
+    from bioren.model.autoencoder import RenormAutoencoder, load
+    from bioren.network.training import TrainingOptions
+    from bioren.reference.population import Population
     from bioren.transformer import BridgeTransformer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AffineBridge",
@@ -28,6 +29,7 @@ __all__ = [
     "Moments",
     "Population",
     "RenormAutoencoder",
+    "TrainingOptions",
     "datasets",
     "load",
     "nn",
@@ -46,10 +48,11 @@ _MODULES = {
 _NAMES = {
     "AffineBridge": "bridge",
     "BridgeTransformer": "transformer",
-    "Moments": "moments",
-    "Population": "population",
-    "RenormAutoencoder": "model",
-    "load": "model",
+    "Moments": "arrays.moments",
+    "Population": "reference.population",
+    "RenormAutoencoder": "model.autoencoder",
+    "TrainingOptions": "network.training",
+    "load": "model.autoencoder",
 }
 
 

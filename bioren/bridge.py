@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 if TYPE_CHECKING:
-    from bioren.moments import Moments
+    from bioren.arrays.moments import Moments
 
     Array = Any  # numpy.ndarray or torch.Tensor, never mixed in one call
 

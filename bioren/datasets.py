@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bioren.annotations import read_batches
+from bioren.adata.obs import read_batches
+from bioren.arrays.apply import apply_by_sample
+from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
-from bioren.by_sample import apply_by_sample
-from bioren.moments import Moments
 
 if TYPE_CHECKING:
     from anndata import AnnData

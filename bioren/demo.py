@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
 from bioren import datasets, tools
-from bioren.files import whole_file
+from bioren.files.atomic import whole_file
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.alignment import MAX_REMOVED, Removal, align, warn_isolated
-from bioren.annotations import (
-    BatchKey,
-    check_condition,
-    read_controls,
-    read_shared_labels,
-)
-from bioren.by_sample import apply_by_sample, scale_by_sample
-from bioren.cells import (
+from bioren.adata.matrix import (
     check_log_scale,
     check_strength,
     check_varies,
@@ -22,10 +14,14 @@ from bioren.cells import (
     read_cells,
     writable,
 )
-from bioren.projection import gather_rows
-from bioren.record import write_record
-from bioren.reference import Reference, read_samples, reference_text
-from bioren.states import CellFacts
+from bioren.adata.obs import check_condition, read_controls, read_shared_labels
+from bioren.adata.record import write_record
+from bioren.adata.reference import Reference, read_samples, reference_text
+from bioren.arrays.apply import apply_by_sample, scale_by_sample
+from bioren.arrays.blocks import gather_rows
+from bioren.arrays.groups import BatchKey
+from bioren.effects.alignment import MAX_REMOVED, Removal, align, warn_isolated
+from bioren.effects.states import CellFacts
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bioren.alignment import MAX_REMOVED
-from bioren.annotations import (
-    Batches,
-    BatchKey,
-    check_condition,
-    read_controls,
-    read_covariates,
-    read_shared_labels,
+from bioren.adata.matrix import (
+    check_strength,
+    check_writable,
+    read_embedding,
+    read_matrix,
+    writable,
 )
-from bioren.cells import check_strength, check_writable, read_embedding, read_matrix, writable
-from bioren.files import check_target
-from bioren.model import RenormAutoencoder, load
-from bioren.record import diagnosis_table, read_effects, write_record
-from bioren.reference import Reference, read_samples, reference_text
-from bioren.states import CellFacts, ConditionalBridge
-from bioren.training import TrainingOptions
+from bioren.adata.obs import check_condition, read_controls, read_covariates, read_shared_labels
+from bioren.adata.record import diagnosis_table, read_effects, write_record
+from bioren.adata.reference import Reference, read_samples, reference_text
+from bioren.arrays.groups import Batches, BatchKey
+from bioren.effects.alignment import MAX_REMOVED
+from bioren.effects.states import CellFacts, ConditionalBridge
+from bioren.files.atomic import check_target
+from bioren.model.autoencoder import RenormAutoencoder, load
+from bioren.network.training import TrainingOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -105,7 +105,7 @@ def integrate(
     rng
         Seed or generator; the same seed gives the same result on the same machine.
     training
-        See `bioren.training.TrainingOptions`.
+        See `bioren.network.training.TrainingOptions`.
     save_model
         File to write the fitted model to, for `map_query` and `bioren.load`; it is written before
         `adata` is changed, and must not exist.
@@ -238,7 +238,7 @@ def map_query(
     """Map new cells onto a reference that was fitted before: no training, no cell of it needed.
 
     A few closed-form rounds find each sample's batch effect against the reference and take it
-    away (`bioren.mapping`).  Samples do not influence one another.
+    away (`bioren.reference.mapping`).  Samples do not influence one another.
 
     Parameters
     ----------

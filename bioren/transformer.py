@@ -10,10 +10,10 @@ import pandas as pd
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bioren.alignment import MAX_REMOVED, Removal, align, warn_isolated
-from bioren.by_sample import apply_by_sample
-from bioren.cells import check_strength
-from bioren.states import CellFacts
+from bioren.adata.matrix import check_strength
+from bioren.arrays.apply import apply_by_sample
+from bioren.effects.alignment import MAX_REMOVED, Removal, align, warn_isolated
+from bioren.effects.states import CellFacts
 
 __all__ = ["BridgeTransformer"]
 
@@ -45,7 +45,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     batches_
         Labels of the batches seen in `fit`, sorted.
     alignment_
-        Effects and maps, `bioren.alignment.Alignment`; axes batches and features.
+        Effects and maps, `bioren.effects.alignment.Alignment`; axes batches and features.
 
     Notes
     -----

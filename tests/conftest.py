@@ -10,7 +10,7 @@ from simulation import simulate
 from threadpoolctl import threadpool_limits
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 
 @pytest.fixture(scope="session", autouse=True)

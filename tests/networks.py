@@ -5,10 +5,10 @@ import torch
 from scipy import sparse
 
 from bioren import Moments
-from bioren.autoencoder import BridgeNetwork
+from bioren.arrays.components import Projection
 from bioren.bridge import AffineBridge
-from bioren.projection import Projection
-from bioren.training import TrainingOptions
+from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.training import TrainingOptions
 
 QUICK = TrainingOptions(
     max_epochs=3, batch_size=32, accelerator="cpu", precision="32-true", progress=False

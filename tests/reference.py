@@ -8,7 +8,7 @@ import torch
 from anndata import AnnData, concat
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 N_GENES = 40
 N_TYPES = 5  # the reference lacks the last

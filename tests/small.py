@@ -4,7 +4,7 @@ import numpy as np
 from simulation import simulate
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 
 def described(sizes, **options):

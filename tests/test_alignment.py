@@ -8,9 +8,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge
-from bioren.alignment import Removal, _sketch, align, warn_isolated
-from bioren.by_sample import apply_by_sample
-from bioren.states import CellFacts
+from bioren.arrays.apply import apply_by_sample
+from bioren.effects.alignment import Removal, _sketch, align, warn_isolated
+from bioren.effects.states import CellFacts
 
 
 def simulated(
@@ -128,15 +128,17 @@ def test_identical_cells():
 
 def test_many_samples_times_genes_have_fewer_states(monkeypatch):
     x, codes, _, shift = simulated(9)
-    monkeypatch.setattr("bioren.alignment.TABLE_ENTRIES", 3 * 40 * 5)
+    monkeypatch.setattr("bioren.effects.alignment.TABLE_ENTRIES", 3 * 40 * 5)
     seen = []
-    from bioren.states import ConditionalBridge
+    from bioren.effects.states import ConditionalBridge
 
     def fewer(*args, n_states, **options):
         seen.append(n_states)
         return ConditionalBridge.fit(*args, n_states=n_states, **options)
 
-    monkeypatch.setattr("bioren.alignment.ConditionalBridge", type("Spy", (), {"fit": fewer}))
+    monkeypatch.setattr(
+        "bioren.effects.alignment.ConditionalBridge", type("Spy", (), {"fit": fewer})
+    )
     assert planted_and_found(fit(x, codes), shift) > 0.9
     assert set(seen) == {5}
 
@@ -220,7 +222,7 @@ def test_a_sketch_takes_small_samples_whole_and_of_large_ones_the_same(sizes, mo
     rng = np.random.default_rng(seed)
     codes = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bioren.alignment.SKETCH", most)
+        patch.setattr("bioren.effects.alignment.SKETCH", most)
         sketch = _sketch(codes, len(sizes), rng)
     assert_array_equal(sketch, np.unique(sketch))  # ascending, each cell once
     taken = np.bincount(codes[sketch], minlength=len(sizes))
@@ -243,7 +245,7 @@ def test_a_sketch_depends_on_the_seed_and_differs_from_the_first_cells():
 def test_states_of_a_sketch_find_planted_shifts_in_all_cells(monkeypatch, most):
     x, codes, _, shift = simulated(13, sizes=(900, 300, 60))
     whole = fit(x, codes)
-    monkeypatch.setattr("bioren.alignment.SKETCH", most)
+    monkeypatch.setattr("bioren.effects.alignment.SKETCH", most)
     found = fit(x, codes)
     assert planted_and_found(found, shift) > 0.95
     assert_allclose(found.samples.count, [900, 300, 60], rtol=1e-6)

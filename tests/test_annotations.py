@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from bioren.annotations import (
+from bioren.adata.obs import (
     check_condition,
     check_shared,
     read_batches,

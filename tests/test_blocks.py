@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from bioren.blocks import as_block, row_blocks, stacked, to_dense
+from bioren.arrays.apply import apply_by_sample, scale_by_sample
+from bioren.arrays.blocks import as_block, row_blocks, stacked, to_dense
 from bioren.bridge import AffineBridge
-from bioren.by_sample import apply_by_sample, scale_by_sample
 
 FORMS = [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix, sparse.csr_array]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from bioren.cells import (
+from bioren.adata.matrix import (
     check_log_scale,
     has_negative,
     looks_like_counts,

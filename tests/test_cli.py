@@ -17,7 +17,7 @@ from scipy import sparse
 from typer.testing import CliRunner, Result
 
 import bioren
-from bioren.cli import app
+from bioren.cli.commands import app
 
 N_CELLS, N_GENES = 120, 40
 
@@ -431,7 +431,7 @@ class TestEffects:
     def test_effects_found_now_are_those_of_integrate(
         self, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bioren.cli.VARIABLE_GENES", 30)
+        monkeypatch.setattr("bioren.cli.commands.VARIABLE_GENES", 30)
         result = effects(raw, "-b", "sample", "--table", tmp_path / "out.csv.gz")
         assert result.exit_code == 0, result.output
         assert "X holds counts" in result.stdout

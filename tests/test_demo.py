@@ -15,7 +15,7 @@ from matplotlib import image
 from scipy.stats import rankdata
 from typer.testing import CliRunner, Result
 
-from bioren.cli import app
+from bioren.cli.commands import app
 
 LABS = ["Amsterdam", "Boston", "Chengdu", "Dakar"]
 

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge
-from bioren.denoising import WITHIN, Denoiser, reliability
+from bioren.effects.denoising import WITHIN, Denoiser, reliability
 
 numbers = st.floats(-100, 100, width=32)
 
@@ -219,7 +219,7 @@ def test_sparse_and_dense_agree():
 
 def test_many_cells_are_judged_by_some(monkeypatch):
     x, codes, share, signal = factor_model((6, 3))
-    monkeypatch.setattr("bioren.denoising.MAX_CELLS", 1500)
+    monkeypatch.setattr("bioren.effects.denoising.MAX_CELLS", 1500)
     assert_allclose(found(x, codes, share, 2), signal, atol=0.06)
 
 

@@ -6,8 +6,14 @@ from numpy.testing import assert_allclose
 from simulation import simulate
 
 import bioren
-from bioren.diagnosis import alone, confounding, structure_removed, warn_confounded, warn_structure
-from bioren.training import TrainingOptions
+from bioren.effects.diagnosis import (
+    alone,
+    confounding,
+    structure_removed,
+    warn_confounded,
+    warn_structure,
+)
+from bioren.network.training import TrainingOptions
 
 QUIET = {"training": TrainingOptions(max_epochs=0), "progress": False}
 

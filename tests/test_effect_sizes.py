@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from bioren.effect_sizes import beyond_chance, clipped, effect_sizes
+from bioren.effects.sizes import beyond_chance, clipped, effect_sizes
 
 
 def sizes_of(d, error=0.0, r=None):

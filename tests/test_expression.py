@@ -3,10 +3,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from bioren import expression
+from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
-from bioren.expression import ExpressionBridge
-from bioren.moments import Moments
+from bioren.effects import expression
+from bioren.effects.expression import ExpressionBridge
 
 N_GENES = 12
 

@@ -11,10 +11,17 @@ from sklearn.metrics import roc_auc_score
 
 import bioren
 from bioren import AffineBridge, Moments
-from bioren.familiarity import FEWEST, LEAST_VARIANCE, Familiarity, _fitted, averaging, distances
-from bioren.mapping import Frame
-from bioren.states import frozen_states
-from bioren.strata import Strata
+from bioren.effects.state_profile import Strata
+from bioren.effects.states import frozen_states
+from bioren.reference.mapping import Frame
+from bioren.reference.novelty import (
+    FEWEST,
+    LEAST_VARIANCE,
+    Familiarity,
+    _fitted,
+    averaging,
+    distances,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 SCORE = "bioren_mapping_score"

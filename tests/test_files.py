@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bioren.files import whole_file
+from bioren.files.atomic import whole_file
 
 
 def test_appears_when_the_block_ends(tmp_path: Path) -> None:

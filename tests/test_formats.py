@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bioren
-from bioren.storage import FORMAT_VERSION, read
+from bioren.files.container import FORMAT_VERSION, read
 
 FOLDER = Path(__file__).parent / "formats"
 FILES = sorted(FOLDER.glob("*.bioren"))

@@ -12,7 +12,7 @@ from simulation import simulate, sparse_like
 from slots import fingerprint
 
 import bioren
-from bioren.genes import match_genes
+from bioren.adata.genes import match_genes
 
 N_GENES = 20
 SYMBOLS = [f"Gene{g}A" for g in range(N_GENES)]

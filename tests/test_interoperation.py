@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 import bioren
 from bioren import Moments
-from bioren.blocks import on_host, row_blocks, to_dense
-from bioren.cells import read_embedding
+from bioren.adata.matrix import read_embedding
+from bioren.arrays.blocks import on_host, row_blocks, to_dense
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +268,7 @@ def of_integration(queries, model, **options):
         labels_key="type",
         covariates=["depth"],
         max_removed=(2, 1.5),
-        training=bioren.training.TrainingOptions(max_epochs=0, progress=False),
+        training=bioren.network.training.TrainingOptions(max_epochs=0, progress=False),
         progress=False,
         copy=True,
         **options,

@@ -8,7 +8,7 @@ from reference import digest, draw, effect, fitted, reference_cells
 from sklearn.linear_model import LogisticRegression
 
 import bioren
-from bioren.label_transfer import LabelTransfer
+from bioren.reference.labels import LabelTransfer
 
 seeds = st.integers(0, 2**32 - 1)
 NAMES = [f"label{i}" for i in range(6)]

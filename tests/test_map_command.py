@@ -17,8 +17,8 @@ from scipy import sparse
 from typer.testing import CliRunner, Result
 
 import bioren
-from bioren import model_file
-from bioren.cli import app
+from bioren.cli.commands import app
+from bioren.model import file as model_file
 
 N_GENES = 40
 
@@ -211,7 +211,9 @@ class TestIntegrateWritesModels:
     def test_existing_files_are_refused_at_once(
         self, files: Files, tmp_path: Path, existing: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bioren.cli.read_file", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr(
+            "bioren.cli.commands.read_file", lambda *_: pytest.fail("work was begun")
+        )
         (tmp_path / existing).write_text("precious")
         options = ("--save-model", tmp_path / "model", "--publish", tmp_path / "published")
         message = one_message(integrate(files.reference, tmp_path / "out.h5ad", *options))

@@ -13,9 +13,9 @@ from simulation import NearestNeighbors, sparse_like
 from slots import fingerprint, furnished
 
 import bioren
-from bioren.alignment import Removal
-from bioren.annotations import one_sample
-from bioren.genes import match_genes
+from bioren.adata.genes import match_genes
+from bioren.adata.obs import one_sample
+from bioren.effects.alignment import Removal
 
 COUNTS = (60, 50, 40, 20)
 

@@ -8,12 +8,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge, Moments
-from bioren.alignment import Alignment, Removal, compare
-from bioren.mapping import Frame, map_sample, stack
-from bioren.projection import Projection
-from bioren.standardization import LEAST_OVERLAP, standardize_onto
-from bioren.states import frozen_states
-from bioren.strata import Strata
+from bioren.arrays.components import Projection
+from bioren.effects.alignment import Alignment, Removal, compare
+from bioren.effects.standardization import LEAST_OVERLAP, standardize_onto
+from bioren.effects.state_profile import Strata
+from bioren.effects.states import frozen_states
+from bioren.reference.mapping import Frame, map_sample, stack
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,7 +10,7 @@ from scipy import sparse
 from simulation import simulate, sparse_like
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 QUICK = TrainingOptions(max_epochs=2, progress=False)
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small import described, fit, query
 
 import bioren
-from bioren.storage import read
+from bioren.files.container import read
 
 FEW = 9  # cells of the sample that is too small to be published
 
@@ -240,7 +240,7 @@ def test_size_of_a_file(tmp_path):
     from simulation import simulate
 
     adata = simulate((30, 30, 30, 30), n_genes=2000)
-    training = bioren.training.TrainingOptions(max_epochs=0, progress=False)
+    training = bioren.network.training.TrainingOptions(max_epochs=0, progress=False)
     fitted = bioren.RenormAutoencoder(training=training).fit(adata, "sample")
     fitted.save(tmp_path / "model")
     fitted.publish(tmp_path / "published")

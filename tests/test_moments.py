@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-import bioren.blocks
+import bioren.arrays.blocks
 from bioren import Moments
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -32,7 +32,7 @@ def some_zeros(seed, shape=(13, 4)):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Read a few rows at a time, so that every matrix here takes several blocks."""
-    monkeypatch.setattr(bioren.blocks.row_blocks, "__kwdefaults__", {"entries": 12})
+    monkeypatch.setattr(bioren.arrays.blocks.row_blocks, "__kwdefaults__", {"entries": 12})
 
 
 # Merging and taking apart

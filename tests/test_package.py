@@ -51,7 +51,7 @@ def test_unknown_names_raise_attribute_error():
 
 
 @pytest.mark.parametrize(
-    "module", ["preprocessing", "tools", "plotting", "datasets", "nn", "bridge", "moments"]
+    "module", ["preprocessing", "tools", "plotting", "datasets", "nn", "bridge", "arrays.moments"]
 )
 def test_every_name_in_all_exists(module):
     module = importlib.import_module(f"bioren.{module}")

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import bioren
-from bioren import drawing
+from bioren.plotting import style
 
 PLOTS = {
     "batch_effects": bioren.pl.batch_effects,
@@ -138,7 +138,7 @@ def test_names_fit_into_axes_of_any_size(forty, name, size):
     renderer = ax.figure.canvas.get_renderer()
     for labels in (ax.get_xticklabels(), ax.get_yticklabels(), ax.texts):
         assert not overlapping(labels, renderer)
-    assert min(label.get_fontsize() for label in ax.get_yticklabels()) >= drawing.SMALLEST
+    assert min(label.get_fontsize() for label in ax.get_yticklabels()) >= style.SMALLEST
     if size == (9, 14):
         assert len(ax.get_yticklabels()) == 40
 
@@ -179,7 +179,7 @@ def test_the_heatmap_holds_d_of_the_genes_that_are_named(forty):
     ax = bioren.pl.batch_effects(forty, genes=genes)
     table = bioren.tl.batch_effects(forty).pivot(index="sample", columns="gene", values="d")
     assert_allclose(heatmap(ax), table[genes])
-    assert [label.get_text() for label in ax.get_xticklabels()] == drawing.shortened(genes, 16)
+    assert [label.get_text() for label in ax.get_xticklabels()] == style.shortened(genes, 16)
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first sample is on top
     low, high = ax.images[0].get_clim()
     assert low == -high  # white is no effect
@@ -267,16 +267,16 @@ def test_cells_are_coloured_by_any_column():
 
 
 def test_colours_and_shapes_tell_forty_categories_apart():
-    assert len({drawing.category_style(number) for number in range(40)}) == 40
+    assert len({style.category_style(number) for number in range(40)}) == 40
 
 
 def test_names_are_shortened_in_the_middle_unless_two_read_the_same():
     names = ["a" * 30 + "1", "a" * 30 + "2"]
-    short = drawing.shortened(names, 10)
+    short = style.shortened(names, 10)
     assert [len(name) for name in short] == [10, 10]
     assert short[0] != short[1]
     alike = ["a" * 20 + c + "a" * 20 for c in "xy"]
-    assert drawing.shortened(alike, 10) == alike
+    assert style.shortened(alike, 10) == alike
 
 
 # Bad input

@@ -14,9 +14,9 @@ from slots import fingerprint
 
 import bioren
 from bioren import AffineBridge, Moments, Population
-from bioren.annotations import Batches
-from bioren.reference import read_reference, reference_text
-from bioren.strata import PRIOR_CELLS, moments_by_state
+from bioren.adata.reference import read_reference, reference_text
+from bioren.arrays.groups import Batches
+from bioren.effects.state_profile import PRIOR_CELLS, moments_by_state
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -4,9 +4,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-import bioren.projection
+import bioren.arrays.components
 from bioren import AffineBridge
-from bioren.projection import Projection
+from bioren.arrays.components import Projection
 
 
 def problem(seed=0, n_cells=60, n_genes=12, n_samples=3):
@@ -78,9 +78,9 @@ def test_many_cells_are_sampled_and_all_are_projected(monkeypatch, form):
     x, codes, bridges, bridged = problem(4, n_cells=400)
     center = bridged.mean(axis=0)
     everything = fit(form(x), codes, bridges, center).loadings
-    monkeypatch.setattr(bioren.projection, "MAX_CELLS", 200)
+    monkeypatch.setattr(bioren.arrays.components, "MAX_CELLS", 200)
     # Several blocks, so that the chosen cells are gathered from all of them.
-    monkeypatch.setattr(bioren.blocks.row_blocks, "__kwdefaults__", {"entries": 30 * 12})
+    monkeypatch.setattr(bioren.arrays.blocks.row_blocks, "__kwdefaults__", {"entries": 30 * 12})
     projection = fit(form(x), codes, bridges, center)
     assert not np.allclose(projection.loadings, everything)  # fewer cells were seen
     assert (np.abs((projection.loadings * everything).sum(axis=0)) > 0.9).all()

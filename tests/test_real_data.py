@@ -7,7 +7,7 @@ from anndata import read_h5ad
 from simulation import mixing, neighbours, purity
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 FEW_EPOCHS = TrainingOptions(max_epochs=2, progress=False)
 

@@ -9,7 +9,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from bioren.recipe import FEWEST_CELLS, mark_variable_genes, normalize_counts
+from bioren.adata.normalize import FEWEST_CELLS, mark_variable_genes, normalize_counts
 
 Matrix = np.ndarray | sparse.csr_matrix | sparse.csc_matrix
 

@@ -14,10 +14,10 @@ from anndata import AnnData
 from simulation import simulate
 
 import bioren
-from bioren.cautions import cautions
-from bioren.effect_sizes import effect_sizes
-from bioren.record import read_effects
-from bioren.report import render
+from bioren.adata.record import read_effects
+from bioren.effects.sizes import effect_sizes
+from bioren.report.page import render
+from bioren.report.warnings import cautions
 
 EVIL = "<script>alert(1)</script>"
 
@@ -78,7 +78,7 @@ def parsed(page):
 @pytest.fixture
 def _no_pictures(monkeypatch):
     """Leave out what takes most of the time."""
-    monkeypatch.setattr("bioren.report._image", lambda *_, **__: ("", 100))
+    monkeypatch.setattr("bioren.report.page._image", lambda *_, **__: ("", 100))
 
 
 # What it says

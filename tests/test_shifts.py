@@ -14,8 +14,8 @@ from reference import N_GENES, draw, effect, fitted
 from slow_moments import by_group
 
 from bioren import Moments
-from bioren.shifts import shifts_onto, state_shifts
-from bioren.storage import read
+from bioren.effects.shifts import shifts_onto, state_shifts
+from bioren.files.container import read
 
 seeds = st.integers(0, 2**32 - 1)
 laws = settings(max_examples=60, deadline=None)

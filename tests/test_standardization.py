@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from bioren import AffineBridge, Moments
-from bioren.alignment import Removal, align, compare
-from bioren.standardization import LEAST_OVERLAP, standardize
-from bioren.states import CellFacts
+from bioren.effects.alignment import Removal, align, compare
+from bioren.effects.standardization import LEAST_OVERLAP, standardize
+from bioren.effects.states import CellFacts
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 from slow_moments import by_group
 
-from bioren.states import CellFacts, ConditionalBridge, StateOptions, default_n_states
+from bioren.effects.states import CellFacts, ConditionalBridge, StateOptions, default_n_states
 
 
 def embedding(seed=0, *, types=((0, 1), (0, 1)), n_cells=300, n_dims=10, effect=0.0):

@@ -19,8 +19,8 @@ from numpy.testing import assert_array_equal
 from small import described, fit, query
 
 import bioren
-from bioren import storage
-from bioren.storage import FORMAT_VERSION, digest, read, write
+from bioren.files import container
+from bioren.files.container import FORMAT_VERSION, digest, read, write
 
 KINDS = ("population", "model")
 ABOUT = {"genes": ["a", "β"], "n": 2, "recipe": {"x": None}}
@@ -160,7 +160,7 @@ def half(arrays, path, metadata):
 
 def refused(arrays, path, metadata):
     Path(path).write_bytes(b"half")
-    raise storage.SafetensorError("I/O error: No space left on device (os error 28)")
+    raise container.SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def interrupted(arrays, path, metadata):
@@ -174,7 +174,7 @@ def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, failure, old):
     path = tmp_path / "file"
     if old:
         path.write_bytes(old)
-    monkeypatch.setattr(storage, "save_file", failure)
+    monkeypatch.setattr(container, "save_file", failure)
     expected = KeyboardInterrupt if failure is interrupted else OSError
     with pytest.raises(expected) as error:
         write(path, "model", ABOUT, ARRAYS, overwrite=True)
@@ -186,7 +186,7 @@ def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, failure, old):
 def test_a_full_disk_is_an_os_error(tmp_path):
     program = f"""
 import resource, signal, numpy as np
-from bioren.storage import write
+from bioren.files.container import write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:

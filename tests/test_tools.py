@@ -9,7 +9,7 @@ from simulation import mixing, neighbours, purity, simulate, sparse_like
 from slots import fingerprint, furnished
 
 import bioren
-from bioren.training import TrainingOptions
+from bioren.network.training import TrainingOptions
 
 
 @pytest.fixture

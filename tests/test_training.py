@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from networks import QUICK, expression, started
 from numpy.testing import assert_allclose, assert_array_equal
 
-from bioren.training import Epoch, decode, embed, split, train
+from bioren.network.training import Epoch, decode, embed, split, train
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_embedding_in_several_batches(data, monkeypatch):
     network, _, _ = fitted(*data)
     z = embed(network, *data)
     rebuilt = decode(network, z)
-    monkeypatch.setattr("bioren.training.LARGE_BATCH", 33)
+    monkeypatch.setattr("bioren.network.training.LARGE_BATCH", 33)
     assert_allclose(embed(network, *data), z, atol=1e-4)
     assert_allclose(decode(network, z), rebuilt, atol=1e-4)
 
@@ -232,7 +232,7 @@ def test_no_epoch_begins_after_the_last_step(max_steps, epochs):
     from simulation import simulate
 
     from bioren import RenormAutoencoder
-    from bioren.training import TrainingOptions
+    from bioren.network.training import TrainingOptions
 
     options = TrainingOptions(
         max_epochs=4, max_steps=max_steps, batch_size=32, patience=9, progress=False

@@ -149,7 +149,7 @@ def bioren(adata, seed):
 def bioren_no_training(adata, seed):
     """Return the embedding where the network stays what it starts as: principal components."""
     import bioren
-    from bioren.training import TrainingOptions
+    from bioren.network.training import TrainingOptions
 
     options = TrainingOptions(max_epochs=0)
     bioren.tl.integrate(adata, "batch", rng=seed, training=options, progress=False)
@@ -178,20 +178,20 @@ def bioren_states(adata, seed):
 
 def bioren_without_denoising(adata, seed):
     """Return the embedding with each cell where it was measured."""
-    everything = patch("bioren.model.reliability", lambda *of: np.ones(of[5]))
-    with everything, patch("bioren.denoising.WITHIN", 1.0):
+    everything = patch("bioren.model.autoencoder.reliability", lambda *of: np.ones(of[5]))
+    with everything, patch("bioren.effects.denoising.WITHIN", 1.0):
         return bioren(adata, seed)
 
 
 def bioren_with_true_places(adata, seed):
     """Return the embedding with each cell where it is expected to be."""
-    with patch("bioren.denoising.WITHIN", 1.0):
+    with patch("bioren.effects.denoising.WITHIN", 1.0):
         return bioren(adata, seed)
 
 
 def bioren_without_depth(adata, seed):
     """Return the embedding from which nothing is regressed out."""
-    from bioren.model import RenormAutoencoder
+    from bioren.model.autoencoder import RenormAutoencoder
 
     facts = RenormAutoencoder._facts
 
@@ -205,9 +205,9 @@ def bioren_without_depth(adata, seed):
 
 def bioren_without_standardization(adata, seed):
     """Return the embedding where plain moments are matched, whatever the samples' composition."""
-    from bioren.alignment import align
+    from bioren.effects.alignment import align
 
-    with patch("bioren.model.align", partial(align, turns=0)):
+    with patch("bioren.model.autoencoder.align", partial(align, turns=0)):
         return bioren(adata, seed)
 
 

@@ -94,7 +94,7 @@ def task(name: str, path: Path, n_cells: int):
 def embedding(path: Path, n_cells: int, n_fitted: int):
     """Return the embedding of new cells by a fitted model as a function."""
     import bioren
-    from bioren.training import TrainingOptions
+    from bioren.network.training import TrainingOptions
 
     model = bioren.RenormAutoencoder(training=TrainingOptions(progress=False))
     model.fit(resampled(path, n_fitted, seed=1), "batch")

@@ -137,7 +137,7 @@ def map_scarches(query, reference, fitted):
 
 def fit_bioren(reference, seed):
     import bioren
-    from bioren.training import TrainingOptions
+    from bioren.network.training import TrainingOptions
 
     options = TrainingOptions(progress=False)
     model = bioren.RenormAutoencoder(rng=seed, training=options).fit(reference, "batch")
@@ -162,5 +162,7 @@ METHODS = {
     "scarches": Method(
         fit_scarches, map_scarches, "scvi-tools", ("scvi",), slow=True, scores=False
     ),
-    "bioren": Method(fit_bioren, map_bioren, "bioren", ("bioren.model", "bioren.tools")),
+    "bioren": Method(
+        fit_bioren, map_bioren, "bioren", ("bioren.model.autoencoder", "bioren.tools")
+    ),
 }

@@ -33,7 +33,7 @@ def main() -> None:
     path = named_or_main(options.file, parser)
 
     import bioren
-    from bioren.training import TrainingOptions
+    from bioren.network.training import TrainingOptions
 
     reference = resampled(path, 10_000)
     model = bioren.RenormAutoencoder(training=TrainingOptions(progress=False))

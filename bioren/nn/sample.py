@@ -15,7 +15,7 @@ from bioren.nn.recomputation import Recollection, may_run_again
 from bioren.nn.schedules import Limits, as_schedule, check_share
 
 if TYPE_CHECKING:
-    from bioren.moments import Moments
+    from bioren.arrays.moments import Moments
 
 __all__ = ["SampleRenorm1d"]
 
@@ -310,7 +310,7 @@ class SampleRenorm1d(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One end of a bridge: the part of `bioren.moments.Moments` that `between` reads."""
+    """One end of a bridge: the part of `bioren.arrays.moments.Moments` that `between` reads."""
 
     mean: Tensor
     sd: Tensor

@@ -1,6 +1,6 @@
 """Write fixtures of the current file format, which later versions must be able to read.
 
-When `bioren.storage.FORMAT_VERSION` is raised, run this once and commit what it writes::
+When `bioren.files.container.FORMAT_VERSION` is raised, run this once and commit what it writes::
 
     .venv/bin/python tests/formats/write.py
 
@@ -69,8 +69,8 @@ def mapped(path):
 def main():
     """Write the fixtures of this version, and what the query becomes on any."""
     import bioren
-    from bioren.storage import FORMAT_VERSION
-    from bioren.training import TrainingOptions
+    from bioren.files.container import FORMAT_VERSION
+    from bioren.network.training import TrainingOptions
 
     training = TrainingOptions(max_epochs=2, progress=False)
     model = bioren.RenormAutoencoder(3, 6, training=training)

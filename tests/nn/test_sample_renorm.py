@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nn import renorm_oracle as oracle
 from numpy.testing import assert_allclose
 
+from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
-from bioren.moments import Moments
 from bioren.nn import SampleRenorm1d
 from bioren.nn.functional import SampleStatistics, batch_renorm, sample_renorm
 

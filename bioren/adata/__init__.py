@@ -1,0 +1,1 @@
+"""The one door to AnnData: what is read of it is checked here, and what is written spelled here."""

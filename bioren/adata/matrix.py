@@ -1,0 +1,342 @@
+"""The one door to AnnData: what comes in is checked and ordered here, once.
+
+Behind this door everything is arrays: a matrix and its genes' names.  What ``obs`` says of the
+cells comes through `bioren.adata.obs`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
+from bioren.wording import choices, listed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = [
+    "Cells",
+    "check_log_scale",
+    "check_same_sum",
+    "check_strength",
+    "check_varies",
+    "check_writable",
+    "has_negative",
+    "looks_like_counts",
+    "read_cells",
+    "read_embedding",
+    "read_matrix",
+    "target_sum",
+    "writable",
+]
+
+#: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
+LARGEST_LOG = 50.0
+
+#: Entries of the rows in which a normalisation is looked for.
+SAMPLED_ENTRIES = 2**20
+
+#: States are directions in an embedding; one dimension has no directions to tell apart.
+FEWEST_DIMENSIONS = 2
+
+
+class Cells(NamedTuple):
+    """Expression as it is integrated.
+
+    Attributes
+    ----------
+    x
+        Matrix of shape ``(cells, genes)``; sparse, backed and dask ones stay what they are.
+    genes
+        Name of each column.
+    variable
+        Columns of the genes in which states are sought and embeddings built.
+    """
+
+    x: Any
+    genes: pd.Index
+    variable: np.ndarray
+
+    def variable_matrix(self) -> Block:
+        """Return the variable genes' columns, in memory, as an ndarray or in CSR form.
+
+        Raises
+        ------
+        ValueError
+            They are too few for an embedding, which has a dimension less than there are genes.
+        """
+        if len(self.variable) <= FEWEST_DIMENSIONS:
+            marked = len(self.variable) < len(self.genes)
+            msg = f"An embedding needs three genes or more, received {len(self.variable)}" + (
+                f" marked in var['highly_variable'], of {len(self.genes)}." if marked else "."
+            )
+            raise ValueError(msg)
+        everything = len(self.variable) == len(self.genes)
+        if everything and isinstance(self.x, np.ndarray | sparse.csr_matrix):
+            return self.x
+        blocks = [block[:, self.variable] for _, block in row_blocks(self.x)]
+        return stacked(blocks)
+
+
+def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | None = None) -> Cells:
+    """Read the expression matrix.
+
+    Parameters
+    ----------
+    adata
+        Its genes marked in ``var["highly_variable"]`` are the variable ones; without that
+        column, all are.
+    layer
+        Layer to read; None: ``adata.X``.
+    genes
+        Genes that are the variable ones, in this order; None: those that `adata` marks.
+
+    Raises
+    ------
+    KeyError
+        There is no such layer, or `genes` are missing.
+    ValueError
+        There are no cells or genes, gene names repeat, values are no finite numbers.
+    """
+    x = read_matrix(adata, layer)
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = (
+            f"{len(repeated)} gene names occur more than once: {listed(repeated)}. "
+            "Call adata.var_names_make_unique() first."
+        )
+        raise ValueError(msg)
+    if genes is not None:
+        columns = adata.var_names.get_indexer(genes)
+        if (columns < 0).any():
+            msg = (
+                f"{int((columns < 0).sum())} of the model's {len(genes)} genes are missing: "
+                f"{listed(genes[columns < 0])}."
+            )
+            raise KeyError(msg)
+        return Cells(x, adata.var_names, columns)
+    variable = np.arange(x.shape[1])
+    if "highly_variable" in adata.var:
+        variable = np.flatnonzero(adata.var["highly_variable"].isin([True]))  # NaN is not True
+    return Cells(x, adata.var_names, variable)
+
+
+def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
+    """Return ``adata.X``, or a layer, as a matrix whose rows can be read in blocks.
+
+    Raises
+    ------
+    TypeError
+        `adata` is no AnnData.
+    KeyError
+        There is no such layer.
+    ValueError
+        There are no cells or genes, or values that are no finite numbers.
+    """
+    if not hasattr(adata, "layers"):
+        msg = (
+            f"Expected an AnnData, received a {type(adata).__name__}. Of several modalities, give "
+            "the one with gene expression: mdata['rna']."
+        )
+        raise TypeError(msg)
+    if layer is not None and layer not in adata.layers:
+        msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
+        raise KeyError(msg)
+    x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        layers = listed(adata.layers)
+        raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
+    if 0 in x.shape:
+        raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
+    x = _readable(x)
+    _check_finite(x)
+    return x
+
+
+def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
+    """Return ``adata.obsm[use_rep]``, shape ``(cells, dims)``, as floating point numbers.
+
+    Raises
+    ------
+    KeyError
+        There is no such embedding.
+    ValueError
+        It has no cells, less than two dimensions, or values that are no finite numbers.
+    """
+    if use_rep not in adata.obsm:
+        msg = f"There is no embedding {use_rep!r}; {choices('obsm', use_rep, adata.obsm)}."
+        raise KeyError(msg)
+    z = on_host(adata.obsm[use_rep])
+    z = z.toarray() if sparse.issparse(z) else np.asarray(z)
+    if z.ndim != 2 or len(z) == 0 or z.shape[1] < FEWEST_DIMENSIONS:
+        msg = (
+            f"obsm[{use_rep!r}] has the shape {z.shape}; expected cells x dimensions, with at "
+            f"least one cell and {FEWEST_DIMENSIONS} dimensions."
+        )
+        raise ValueError(msg)
+    _check_finite(z)
+    return z.astype(z.dtype if z.dtype in (np.float32, np.float64) else np.float64, copy=False)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a share that is removed outside [0, 1].
+
+    Raises
+    ------
+    ValueError
+        It lies outside.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
+
+
+def check_writable(adata: AnnData, *, copy: bool) -> None:
+    """Refuse what results cannot be written to, before any work is done; see `writable`.
+
+    Raises
+    ------
+    ValueError
+        `adata` is a view of a backed file.
+    """
+    if adata.isbacked and adata.is_view and not copy:
+        msg = (
+            "adata is a view of a backed file, to which nothing can be written. "
+            "Pass adata.to_memory(), or copy=True."
+        )
+        raise ValueError(msg)
+
+
+def writable(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return what results are written to: `adata` itself, or a copy in memory.
+
+    A view is made an AnnData of its own first, so that its parent stays as it is.  Layers of a
+    backed AnnData live in memory: its file stays as it is.
+    """
+    if copy:
+        return adata.to_memory() if adata.isbacked else adata.copy()
+    if adata.is_view:
+        adata.obs_names = adata.obs_names  # any assignment to a view gives it data of its own
+    return adata
+
+
+def check_log_scale(x: Any) -> None:
+    """Refuse values that look like counts rather than like log-expression.
+
+    Values above 1 are whole numbers for the most part (some counts are estimates), or reach
+    what no logarithm does.  Booleans pass, and so does a matrix with values below 0 (bulk,
+    log-ratios, residuals).
+
+    Raises
+    ------
+    ValueError
+        The values look like counts.
+    """
+    if looks_like_counts(x):
+        msg = (
+            "These values look like counts, or were not log-transformed. Normalise them first:\n"
+            "    sc.pp.normalize_total(adata, target_sum=1e4)\n"
+            "    sc.pp.log1p(adata)\n"
+            "(or name the layer that holds log-expression: layer=...)."
+        )
+        raise ValueError(msg)
+
+
+def check_varies(x: Block) -> None:
+    """Refuse a matrix in memory whose rows are all the same.
+
+    Raises
+    ------
+    ValueError
+        They are.
+    """
+    if (x.max(axis=0) != x.min(axis=0)).sum() == 0:
+        msg = (
+            f"No gene of the {x.shape[1]} that make the embedding differs between cells: every "
+            "one is constant. Check adata.X, or the layer, and var['highly_variable']."
+        )
+        raise ValueError(msg)
+
+
+def looks_like_counts(x: Any) -> bool:
+    """Return whether the values of a matrix look like counts; see `check_log_scale`."""
+    n_above, n_whole, largest = 0, 0, 0.0
+    for values in _stored_values(x):
+        if (values < 0).any():
+            return False
+        above = values[values > 1]
+        n_above += above.size
+        n_whole += int((above == np.floor(above)).sum())
+        largest = max(largest, float(above.max(initial=0)))
+    return largest > LARGEST_LOG or 2 * n_whole > n_above
+
+
+def target_sum(x: Any) -> float | None:
+    """Return how many molecules per cell expression was brought to before the logarithm.
+
+    Found in the first block of rows; None where they differ, as they do among some genes only.
+    """
+    for _, block in row_blocks(x, entries=SAMPLED_ENTRIES):
+        if block.min() < 0:
+            return None
+        molecules = block.expm1() if sparse.issparse(block) else np.expm1(block)
+        sums = np.asarray(molecules.sum(axis=1), dtype=np.float64).ravel()
+        typical = float(np.median(sums))
+        return round(typical, -1) if np.ptp(sums) <= 0.01 * typical else None
+    return None
+
+
+def check_same_sum(x: Any, expected: float | None) -> None:
+    """Warn of log-expression that was brought to another number of molecules per cell."""
+    found = target_sum(x)
+    if found and expected and not 0.9 < found / expected < 1.1:
+        msg = (
+            f"The query was normalised to {found:,.0f} molecules per cell, the reference to "
+            f"{expected:,.0f}. Normalise it anew from counts: "
+            f"sc.pp.normalize_total(adata, target_sum={expected:g})."
+        )
+        warnings.warn(msg, stacklevel=4)
+
+
+def has_negative(x: Any) -> bool:
+    """Return whether there are values below 0, in a matrix of any kind that `row_blocks` reads."""
+    return any(bool((values < 0).any()) for values in _stored_values(x))
+
+
+def _readable(x: Any) -> Any:
+    """Return the matrix in a form whose rows can be read in blocks; no values change."""
+    if np.dtype(x.dtype).kind not in "biuf":
+        msg = (
+            f"The values are of type {x.dtype}, expected numbers. Convert them: "
+            "adata.X = adata.X.astype('float32')"
+        )
+        raise ValueError(msg)
+    x = on_host(x)  # once, as it is read several times
+    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
+        x = x.to_memory()  # backed, and without rows to read
+    if sparse.issparse(x):
+        x = sparse.csr_matrix(x)
+        return x.astype(np.float32) if x.dtype == np.float16 else x  # SciPy knows no half
+    if isinstance(x, np.matrix | pd.DataFrame):
+        return np.asarray(x)
+    return x
+
+
+def _check_finite(x: Any) -> None:
+    wrong = sum(int((~np.isfinite(values)).sum()) for values in _stored_values(x))
+    if wrong:
+        msg = (
+            f"{wrong} values are NaN or infinite. They often come from cells without counts "
+            "(sc.pp.filter_cells(adata, min_counts=1)) or from a logarithm of negative values."
+        )
+        raise ValueError(msg)
+
+
+def _stored_values(x: Any) -> Iterable[np.ndarray]:
+    for _, block in row_blocks(x):
+        yield block.data if sparse.issparse(block) else np.asarray(block)

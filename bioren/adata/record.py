@@ -1,0 +1,169 @@
+"""What a run leaves in ``adata.uns``: the batch effects themselves, and how they were found.
+
+The one place that spells the slots of the record.  Everything survives h5ad and zarr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bioren._version import __version__
+from bioren.arrays.groups import Batches, BatchKey
+from bioren.effects.alignment import Alignment
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Effects", "diagnosis_table", "read_effects", "read_history", "write_record"]
+
+#: Entries of the record that are tables of samples x genes, as `Alignment` names them.
+TABLES = ("r", "d", "standard_error_r", "standard_error_d", "removed")
+
+
+class Effects(NamedTuple):
+    """The batch effects of a record.
+
+    Attributes
+    ----------
+    batch_key
+        Column of ``adata.obs``, or several, that named the samples.
+    samples, genes
+        Their names.
+    cells
+        Number of cells, shape ``(samples,)``.
+    r, d, standard_error_r, standard_error_d, removed
+        As in `bioren.effects.alignment.Alignment`, shape ``(samples, genes)``.
+    standardized
+        Whether samples were compared within cell states, and not by their plain moments.
+    settings
+        What was given to the function that found them; what was left at None is missing.
+    version
+        The version of bioren that found them.
+    """
+
+    batch_key: BatchKey
+    samples: list[str]
+    genes: list[str]
+    cells: np.ndarray
+    r: np.ndarray
+    d: np.ndarray
+    standard_error_r: np.ndarray
+    standard_error_d: np.ndarray
+    removed: np.ndarray
+    standardized: bool
+    settings: Mapping[str, Any]
+    version: str
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per sample and gene, with the columns of `bioren.tl.batch_effects`."""
+        columns = {
+            "sample": pd.Categorical(
+                np.repeat(self.samples, len(self.genes)), categories=self.samples
+            ),
+            "gene": np.tile(np.array(self.genes, dtype=object), len(self.samples)),
+            "cells": np.repeat(self.cells, len(self.genes)),
+            "r": self.r.ravel(),
+            "d": self.d.ravel(),
+            "standard_error_r": self.standard_error_r.ravel(),
+            "standard_error_d": self.standard_error_d.ravel(),
+            "standardized": self.standardized,
+            "removed": self.removed.ravel(),
+            "kept": 1 - self.removed.ravel(),
+        }
+        return pd.DataFrame(columns)
+
+
+def write_record(
+    adata: AnnData,
+    key: str,
+    batches: Batches,
+    genes: pd.Index,
+    alignment: Alignment,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither."""
+    record: dict[str, Any] = {
+        "version": __version__,
+        "batch_key": _storable(batches.key),
+        "samples": np.array(batches.names, dtype=object),
+        "genes": np.array(genes.astype(str), dtype=object),
+        "cells": np.bincount(batches.codes, minlength=len(batches.names)),
+        "settings": {
+            name: _storable(value)
+            for name, value in settings.items()
+            if value is not None and not isinstance(value, np.random.Generator)
+        },
+    }
+    for name in TABLES:
+        record[name] = getattr(alignment, name).astype(np.float32)
+    adata.uns[key] = record
+
+
+def read_effects(adata: AnnData, key: str) -> Effects:
+    """Read the batch effects of ``uns[key]``.
+
+    Raises
+    ------
+    KeyError
+        There is no such record, or it comes from a version that wrote other tables.
+    """
+    record = adata.uns.get(key)
+    if not isinstance(record, Mapping) or not {"samples", "genes", "cells", "r"} <= set(record):
+        msg = (
+            f"uns[{key!r}] holds no batch effects. Run bioren.tl.integrate or bioren.pp.bridge "
+            "first (key=... names the record that bridge wrote under another key_added)."
+        )
+        raise KeyError(msg)
+    missing = [name for name in TABLES if name not in record]
+    if missing:
+        msg = (
+            f"uns[{key!r}] lacks {', '.join(missing)}: an earlier version of bioren wrote it. Run "
+            "bioren.tl.integrate or bioren.pp.bridge again."
+        )
+        raise KeyError(msg)
+    samples, genes = (list(map(str, record[name])) for name in ("samples", "genes"))
+    settings, key_given = record["settings"], record["batch_key"]
+    return Effects(
+        batch_key=key_given if isinstance(key_given, str) else [str(name) for name in key_given],
+        samples=samples,
+        genes=genes,
+        cells=np.asarray(record["cells"]),
+        standardized=bool(settings.get("standardize", True)),
+        settings=settings,
+        version=str(record.get("version", "unknown")),
+        **{name: np.asarray(record[name]) for name in TABLES},
+    )
+
+
+def read_history(adata: AnnData, key: str) -> pd.DataFrame:
+    """Read the training history, a row per epoch; see `bioren.network.training.Epoch`.
+
+    Raises
+    ------
+    KeyError
+        There is no such record, or nothing was trained.
+    """
+    history = adata.uns.get(key, {}).get("history")
+    if history is None:
+        msg = (
+            f"uns[{key!r}] holds no training history. bioren.tl.integrate writes it (without "
+            "use_rep); bioren.pp.bridge trains nothing."
+        )
+        raise KeyError(msg)
+    return pd.DataFrame({name: np.asarray(values) for name, values in history.items()})
+
+
+def diagnosis_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the record's signs of over-correction, a row per sample."""
+    samples = pd.Index(list(map(str, record["samples"])), name="sample")
+    return pd.DataFrame({"cells": record["cells"], **record["diagnosis"]}, index=samples)
+
+
+def _storable(value: Any) -> Any:
+    if not isinstance(value, tuple | list):
+        return value
+    return np.array(value, dtype=object if isinstance(value[0], str) else None)

@@ -1,0 +1,1 @@
+"""Matrices of cells x genes, read in blocks: moments, affine maps, components."""

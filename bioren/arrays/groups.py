@@ -1,0 +1,87 @@
+"""Cells by sample and by state: which sample each is from, and sums over groups.
+
+Arrays: shares cells x states, codes cells, tables samples x states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from bioren.wording import listed
+
+__all__ = ["TINY", "BatchKey", "Batches", "effective_cells", "mixed", "sample_sums"]
+
+#: Guards divisions by a sum of weights that may be zero; no real weight is as small.
+TINY = 1e-12
+
+#: One column of ``obs``, or several whose combinations are the samples.
+BatchKey: TypeAlias = str | Sequence[str]
+
+
+class Batches(NamedTuple):
+    """Which sample each cell belongs to.
+
+    Attributes
+    ----------
+    key
+        Column, or columns, of ``adata.obs``.
+    names
+        Samples that have cells, in the order of the categories, or sorted.
+    codes
+        Position of each cell's sample in `names`, shape ``(cells,)``, int64.
+    """
+
+    key: BatchKey
+    names: list[str]
+    codes: np.ndarray
+
+    def select(self, reference: str | Sequence[str] | None) -> np.ndarray | None:
+        """Return which samples `reference` names, boolean of shape ``(samples,)``; None for None.
+
+        Raises
+        ------
+        ValueError
+            A name is not among the samples, or no name is given.
+        """
+        if reference is None:
+            return None
+        wanted = [str(name) for name in np.atleast_1d(np.array(reference, dtype=object))]
+        unknown = [name for name in wanted if name not in self.names]
+        if unknown or not wanted:
+            msg = (
+                f"reference={reference!r} must name samples of obs[{self.key!r}]: "
+                f"{listed(self.names)}. None stands for all of them; a population is named by its "
+                "file, and there is no such file."
+            )
+            raise ValueError(msg)
+        return np.isin(self.names, wanted)
+
+
+def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+    """Sum the rows of each sample, samples x states, in double precision."""
+    sums = np.zeros((n_samples, share.shape[1]))
+    order = np.argsort(codes, kind="stable")
+    samples, starts = np.unique(codes[order], return_index=True)
+    if len(samples):
+        sums[samples] = np.add.reduceat(share[order], starts, axis=0, dtype=np.float64)
+    return sums
+
+
+def mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the mean of a table's rows, samples x states x dims, by each cell's shares."""
+    mixed = np.empty((len(share), table.shape[-1]))
+    for sample in np.unique(codes):
+        cells = codes == sample
+        mixed[cells] = share[cells] @ table[sample]
+    return mixed
+
+
+def effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+    """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
+    total = sample_sums(share, codes, n_samples)
+    square = sample_sums(share**2, codes, n_samples)
+    effective: np.ndarray = total**2 / np.maximum(square, TINY)
+    return effective

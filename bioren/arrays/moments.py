@@ -1,0 +1,257 @@
+"""Count, mean and spread per gene: exact, mergeable, in one pass over the data.
+
+Moments merge as if the cells had been pooled (Chan, Golub & LeVeque 1983), in double precision
+and without ever forming ``E[x**2] - E[x]**2``.  Leading axes hold groups: samples, or samples x
+states.  Implicit zeros of sparse matrices are counted and never filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from scipy import sparse
+
+from bioren.arrays.blocks import Block, check_matrix, row_blocks
+
+__all__ = ["Moments"]
+
+Array = Any  # numpy.ndarray or torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
+class Moments:
+    """Count, mean and sum of squared deviations of a set of cells, per gene.
+
+    Attributes
+    ----------
+    count
+        Number of cells, or sum of their weights; shape ``(*groups,)``.
+    mean
+        Shape ``(*groups, genes)``, float64; 0 where a group is empty.
+    m2
+        Sum of squared deviations from the mean, of the shape of `mean`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, b = np.arange(6.0).reshape(3, 2), np.ones((2, 2))
+    >>> merged = Moments.of(a).merge(Moments.of(b))
+    >>> bool(np.allclose(merged.mean, np.vstack([a, b]).mean(axis=0)))
+    True
+    """
+
+    count: Array
+    mean: Array
+    m2: Array
+
+    @classmethod
+    def of(cls, x: Any) -> Self:
+        """Return the moments of all rows of `x`.
+
+        Parameters
+        ----------
+        x
+            Shape ``(cells, genes)``: ndarray, SciPy sparse matrix, dask array, matrix of a
+            backed AnnData (all read in blocks of rows), or torch tensor (stays on its device).
+
+        Raises
+        ------
+        ValueError
+            `x` does not have two dimensions.
+        """
+        check_matrix(x)
+        if _is_torch(x):
+            return cls._of_tensor(x)
+        grouped = cls.by_group(x, np.zeros(x.shape[0], dtype=np.intp), 1)
+        return grouped[0]
+
+    @classmethod
+    def by_group(
+        cls, x: Any, codes: np.ndarray, n_groups: int, weights: np.ndarray | None = None
+    ) -> Self:
+        """Return the moments of the rows of each group.
+
+        Parameters
+        ----------
+        x
+            Matrix of shape ``(cells, genes)``, anything but a torch tensor that `of` takes.
+        codes
+            Group of each cell in ``range(n_groups)``, shape ``(cells,)``.
+        n_groups
+            Number of groups; some may be empty.
+        weights
+            Share of each cell in each state, shape ``(cells, states)``.  The result then has
+            groups ``(n_groups, states)`` and weighted counts.
+
+        Raises
+        ------
+        ValueError
+            `codes` or `weights` do not have one row per cell, a code lies out of range, or `x`
+            does not have two dimensions.
+        """
+        for name, given in (("codes", codes), ("weights", weights)):
+            if given is not None and len(given) != x.shape[0]:
+                raise ValueError(f"{name} has {len(given)} rows for {x.shape[0]} cells.")
+        if len(codes) and not (codes.min() >= 0 and codes.max() < n_groups):
+            msg = f"codes must lie in 0..{n_groups - 1}, found {codes.min()}..{codes.max()}."
+            raise ValueError(msg)
+        n_states = 1 if weights is None else weights.shape[1]
+        total = cls.empty((n_groups, n_states), x.shape[1])
+        for rows, block in row_blocks(x):
+            share = np.ones((block.shape[0], 1)) if weights is None else weights[rows]
+            for group, part, cells in _parts(block, codes[rows]):
+                total._add(group, cls._weighted(part, share[cells]))
+        return total[:, 0] if weights is None else total
+
+    @classmethod
+    def empty(cls, groups: tuple[int, ...], n_genes: int) -> Self:
+        """Return the moments of no cells."""
+        shape = (*groups, n_genes)
+        return cls(np.zeros(groups), np.zeros(shape), np.zeros(shape))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Moments]) -> Self:
+        """Return the groups of all parts, one below the other along the first axis."""
+        return cls(
+            np.concatenate([part.count for part in parts]),
+            np.concatenate([part.mean for part in parts]),
+            np.concatenate([part.m2 for part in parts]),
+        )
+
+    def merge(self, other: Moments) -> Self:
+        """Return the moments of both sets of cells together."""
+        count = self.count + other.count
+        share = other.count / (count + (count == 0))
+        difference = other.mean - self.mean
+        mean = self.mean + difference * share[..., None]
+        m2 = self.m2 + other.m2 + difference**2 * (self.count * share)[..., None]
+        return type(self)(count, mean, m2)
+
+    def moved(self, scale: Array, shift: Array) -> Self:
+        """Return the moments of ``scale * x + shift``.
+
+        Parameters
+        ----------
+        scale, shift
+            Of shapes that broadcast with `mean`.
+        """
+        return type(self)(self.count, scale * self.mean + shift, scale**2 * self.m2)
+
+    def subtract(self, other: Moments) -> Self:
+        """Return the moments of what is left once the cells of `other` are taken out again.
+
+        Raises
+        ------
+        ValueError
+            `other` holds more cells than `self`.
+        """
+        count = self.count - other.count
+        rounding = 1e-12 * self.count  # sums of weights seldom cancel to exactly nothing
+        if (count < -rounding).any():
+            msg = f"Cannot take {other.count} cells out of {self.count}."
+            raise ValueError(msg)
+        count = count * (count > rounding)
+        left = (count > 0)[..., None]
+        share = other.count / (count + (count == 0))
+        mean = (self.mean + (self.mean - other.mean) * share[..., None]) * left
+        spread = (
+            self.m2
+            - other.m2
+            - (other.mean - mean) ** 2
+            * (count * other.count / (self.count + (self.count == 0)))[..., None]
+        )
+        return type(self)(count, mean, spread.clip(0) * left)
+
+    def pooled(self) -> Self:
+        """Return the moments of the groups of the first axis merged into one."""
+        total = self[0]
+        for group in range(1, len(self.count)):
+            total = total.merge(self[group])
+        return total
+
+    def var(self, ddof: int = 0) -> Array:
+        """Return the variance per gene; 0 where no more than `ddof` cells are there."""
+        cells = (self.count - ddof)[..., None]
+        return self.m2 * (cells > 0) / (cells * (cells > 0) + (cells <= 0))
+
+    def std(self, ddof: int = 0) -> Array:
+        """Return the standard deviation per gene, the root of `var`."""
+        return self.var(ddof) ** 0.5
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return the groups at `index` of the leading axes."""
+        return type(self)(self.count[index], self.mean[index], self.m2[index])
+
+    def of_genes(self, index: Any) -> Self:
+        """Return the moments of the genes at `index` of the last axis."""
+        return type(self)(self.count, self.mean[..., index], self.m2[..., index])
+
+    def _add(self, group: int, other: Moments) -> None:
+        merged = self[group].merge(other)
+        self.count[group], self.mean[group], self.m2[group] = merged.count, merged.mean, merged.m2
+
+    @classmethod
+    def _weighted(cls, x: Block, weights: np.ndarray) -> Self:
+        """Return the moments of one block per state: x is cells x genes, weights cells x states.
+
+        Deviations are taken from the block's own mean, so that nothing large cancels.  Weights
+        in double precision: implicit zeros are counted by what is left of their sum.
+        """
+        weights = weights.astype(np.float64, copy=False)
+        count = weights.sum(axis=0)  # states
+        center = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()  # genes
+        if sparse.issparse(x):
+            first, second = _sparse_sums(x, center, weights, count)
+        else:
+            deviation = x - center
+            first = weights.T @ deviation  # states x genes
+            second = weights.T @ np.square(deviation, out=deviation)
+        offset = first / (count + (count == 0))[:, None]
+        mean = (center + offset) * (count > 0)[:, None]
+        return cls(count, mean, (second - first * offset).clip(0))
+
+    @classmethod
+    def _of_tensor(cls, x: Any) -> Self:
+        import torch
+
+        # Apple's GPUs have no double precision.
+        x = x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
+        count = torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)
+        mean = x.sum(dim=0) / count.clamp(min=1)
+        return cls(count, mean, (x - mean).square().sum(dim=0))
+
+
+def _sparse_sums(
+    x: sparse.csr_matrix, center: np.ndarray, weights: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum deviations from `center` and their squares; states x genes, implicit zeros counted."""
+    stored = x.astype(np.float64)  # a copy whose data are overwritten in turn
+
+    def total(data: np.ndarray) -> np.ndarray:
+        stored.data = data
+        sums: np.ndarray = (stored.T @ weights).T  # states x genes
+        return sums
+
+    deviation = stored.data - center[x.indices]
+    zeros = count[:, None] - total(np.ones(x.nnz))
+    first = total(deviation) - zeros * center
+    second = total(deviation**2) + zeros * center**2
+    return first, second
+
+
+def _parts(block: Block, codes: np.ndarray) -> Any:
+    """Yield (group, its rows of the block, their positions), each group once."""
+    order = np.argsort(codes, kind="stable")
+    groups, starts = np.unique(codes[order], return_index=True)
+    if len(groups) == 1:
+        yield int(groups[0]), block, slice(None)
+        return
+    for group, cells in zip(groups, np.split(order, starts[1:]), strict=True):
+        yield int(group), block[cells], cells
+
+
+def _is_torch(x: Any) -> bool:
+    return type(x).__module__.split(".")[0] == "torch"

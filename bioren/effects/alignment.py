@@ -1,0 +1,311 @@
+"""States and the standardised bridge, found together.
+
+States improve the bridge, because it then compares like with like; the bridge improves the
+states, because they are sought where the samples overlap.  Two turns settle both.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bioren.arrays.blocks import gather_rows
+from bioren.arrays.components import Projection
+from bioren.arrays.groups import sample_sums
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
+from bioren.effects.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
+from bioren.effects.state_profile import TABLE_ENTRIES
+from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
+
+__all__ = [
+    "MAX_REMOVED",
+    "Alignment",
+    "Removal",
+    "align",
+    "compare",
+    "isolation_messages",
+    "warn_isolated",
+]
+
+#: States are sought among so many cells; all cells are then compared within them.
+SKETCH = 5000
+
+#: By default no gene is rescaled more than twofold, and shifts have no limit.
+MAX_REMOVED = (2.0, math.inf)
+
+#: A sample that overlaps less than this with the others before correction is isolated.
+ISOLATED = 0.1
+
+
+class Removal(NamedTuple):
+    """How much of the samples' differences is removed; see `bioren.bridge.kept_terms`.
+
+    Attributes
+    ----------
+    strength
+        Share that is removed, in [0, 1].
+    max_kept, max_removed
+        Limits ``(r_max, d_max)`` on what stays and on what is taken away.  By default no gene
+        is rescaled more than twofold: beyond, the ratio says more about dropout than scale.
+    """
+
+    strength: float = 1.0
+    max_kept: tuple[float, float] | None = None
+    max_removed: tuple[float, float] | None = MAX_REMOVED
+
+    @property
+    def d_max(self) -> float:
+        """Return how many standard deviations a gene may be moved by."""
+        return math.inf if self.max_removed is None else self.max_removed[1]
+
+
+class Alignment(NamedTuple):
+    """The batch effect of each sample on each gene, and the bridge that removes it.
+
+    Attributes
+    ----------
+    r, d
+        The samples' spread and mean against the reference's, standardised to its composition:
+        ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
+        shape ``(samples, genes)``.
+    standard_error_r, standard_error_d
+        Of `r` and of `d`.  That of `r` is what normal values would have:
+        ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells.
+    overlap
+        Share of each sample that lives in states which other samples have too, ``(samples,)``.
+    overlap_before
+        The same before anything is corrected.
+    removed
+        Share of `d` that the bridge removes.
+    samples, reference
+        The moments between which `full` leads: the sample's after shrinkage.
+    bridges
+        One per sample, shape ``(samples, genes)``: ``bridges[s].apply(x)``.
+    full
+        The same if all that is certain were removed, whatever strength and limits say: where
+        samples are compared in `full`, what is kept of an effect does not hide the states.
+    """
+
+    r: np.ndarray
+    d: np.ndarray
+    standard_error_r: np.ndarray
+    standard_error_d: np.ndarray
+    overlap: np.ndarray
+    overlap_before: np.ndarray
+    removed: np.ndarray
+    samples: Moments
+    reference: Moments
+    bridges: AffineBridge
+    full: AffineBridge
+
+    def of_genes(self, index: np.ndarray) -> Alignment:
+        """Return what is known of some genes."""
+        by_gene = ("r", "d", "standard_error_r", "standard_error_d", "removed", "bridges", "full")
+        some: dict[str, Any] = {name: getattr(self, name)[:, index] for name in by_gene}
+        samples, reference = self.samples.of_genes(index), self.reference.of_genes(index)
+        return self._replace(samples=samples, reference=reference, **some)
+
+
+def align(
+    x: Any,
+    facts: CellFacts,
+    n_samples: int,
+    *,
+    rng: np.random.Generator,
+    variable: tuple[Any, np.ndarray] | None = None,
+    in_reference: np.ndarray | None = None,
+    removal: Removal | None = None,
+    n_components: int = 30,
+    turns: int = 2,
+) -> Alignment:
+    """Find the standardised bridge of every sample.
+
+    Parameters
+    ----------
+    x
+        Expression on a log scale, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+    facts
+        Sample of each cell, in ``range(n_samples)``, each having a cell; and what labels there
+        are.  Covariates play no part.
+    n_samples
+        Number of samples.
+    rng
+        Source of randomness.
+    variable
+        The genes in which states are sought, as ``(matrix, indices)``: their part of `x` and
+        their columns in it.  None: all genes.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+    removal
+        How much is removed; None: the defaults of `Removal`.
+    n_components
+        Principal components in which states are sought.
+    turns
+        Number of turns of states and bridge; 0 compares the samples as they are, whatever
+        their composition.
+    """
+    removal = removal or Removal()
+    facts = facts._replace(covariates=None)
+    codes = facts.codes
+    whole = Moments.by_group(x, codes, n_samples)
+    alignment = compare(standardize(whole[:, None], in_reference), removal)
+    if turns == 0:
+        return alignment
+    some, genes = variable or (x, np.arange(x.shape[1]))
+    sketch = _sketch(codes, n_samples, rng)
+    seen = gather_rows(some, sketch)
+    n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
+
+    def find_states(bridges: AffineBridge) -> np.ndarray:
+        center = alignment.reference.mean[genes]
+        projection = Projection.fit(seen, codes[sketch], bridges, center, n_components, rng)
+        z = projection.apply(some, codes, bridges)
+        states = ConditionalBridge.fit(
+            z[sketch],
+            facts.of(sketch),
+            n_samples,
+            rng=rng,
+            in_reference=in_reference,
+            n_states=n_states,
+        )
+        return states.states(z, facts)
+
+    # States are first sought in expression as it is, which tells types from samples.  Where an
+    # effect is so strong that a sample is isolated, its plain moments are matched before.
+    plain = alignment.full[:, genes]
+    nothing = AffineBridge.identity(*plain.scale.shape)
+    share = find_states(nothing)
+    overlap_before = overlap_of(sample_sums(share, codes, n_samples))
+    isolated = (overlap_before < ISOLATED)[:, None]
+    if isolated.any():
+        start = AffineBridge(
+            np.where(isolated, plain.scale, 1.0), np.where(isolated, plain.shift, 0.0)
+        )
+        share = find_states(start)
+
+    for turn in range(turns):
+        if turn > 0:
+            share = find_states(alignment.full[:, genes])
+        # The last turn alone compares all cells: before, the bridge serves to find states.
+        cells = np.arange(len(codes)) if turn == turns - 1 else sketch
+        seen_genes = x if len(cells) == len(codes) else gather_rows(x, cells)
+        by_state = Moments.by_group(seen_genes, codes[cells], n_samples, share[cells])
+        alignment = compare(standardize(by_state, in_reference), removal)
+    return alignment._replace(overlap_before=overlap_before)
+
+
+def warn_isolated(names: Sequence[str], alignment: Alignment) -> None:
+    """Warn of samples that have hardly a cell state in common with the others.
+
+    Parameters
+    ----------
+    names
+        The samples.
+    alignment
+        What `align` found.
+    """
+    if len(names) == 1:
+        return  # a reference by itself: nothing is compared
+    for msg in isolation_messages(names, alignment.overlap, alignment.overlap_before):
+        warnings.warn(msg, stacklevel=3)
+
+
+def isolation_messages(
+    names: Sequence[str], overlap: np.ndarray, overlap_before: np.ndarray
+) -> list[str]:
+    """Say which samples have hardly a cell state in common with the others; see `Alignment`."""
+
+    def below(least: float, overlap: np.ndarray) -> list[str]:
+        return [str(name) for name, share in zip(names, overlap, strict=True) if share < least]
+
+    def message(which: list[str], consequence: str) -> str:
+        return (
+            f"{len(which)} of {len(names)} samples have hardly a cell state in common with the "
+            f"others: {', '.join(which[:8])}{', ...' if len(which) > 8 else ''}. {consequence}"
+        )
+
+    never = below(LEAST_OVERLAP, overlap)
+    at_first = [name for name in below(ISOLATED, overlap_before) if name not in never]
+    messages = []
+    if never:
+        messages.append(
+            message(
+                never,
+                "Their batch effect cannot be told from their composition, so their expression is "
+                "left as it is.",
+            )
+        )
+    if at_first:
+        messages.append(
+            message(
+                at_first,
+                "Their plain moments were matched before comparing states. If their cell types "
+                "differ from the others', that difference is lost with the batch effect: look at "
+                "known markers, or leave these samples out.",
+            )
+        )
+    return messages
+
+
+def compare(standardized: Standardized, removal: Removal) -> Alignment:
+    """Derive effect and bridge from comparable moments, each gene as far as it is certain.
+
+    What the bridge removes, r and d after shrinkage and limits, is expressed as moments again:
+    those from which the plain bridge to the reference leaves the sample ``r_kept`` and
+    ``d_kept``.
+    """
+    samples, reference, error, overlap = standardized
+    spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
+    spread_there = np.where(samples.std() > 0, samples.std(), spread)
+    r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
+    trust = shrinkage(d, error / spread)
+
+    def kept(strength: np.ndarray, removal: Removal) -> tuple[np.ndarray, np.ndarray]:
+        return kept_terms(
+            r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
+        )
+
+    def source_of(r_kept: np.ndarray, d_kept: np.ndarray) -> Moments:
+        mean = samples.mean - spread * d_kept * (r / r_kept)
+        variance = reference.var() * (r / r_kept) ** 2
+        return Moments(samples.count, mean, samples.count[:, None] * variance)
+
+    r_kept, d_kept = kept(removal.strength * trust, removal)
+    # All of it, within the usual limit on r or a wider one that was asked for.
+    asked = removal.max_removed
+    widest = None if asked is None else (max(MAX_REMOVED[0], asked[0]), math.inf)
+    everything = source_of(*kept(trust, Removal(max_removed=widest)))
+    return Alignment(
+        r=r,
+        d=d,
+        standard_error_r=r * np.sqrt((1 / samples.count[:, None] + 1 / reference.count) / 2),
+        standard_error_d=error / spread,
+        overlap=overlap,
+        overlap_before=overlap,
+        removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),
+        samples=everything,
+        reference=reference,
+        bridges=AffineBridge.between(source_of(r_kept, d_kept), reference),
+        full=AffineBridge.between(everything, reference),
+    )
+
+
+def _sketch(codes: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose the cells among which states are sought, ascending; small samples give all theirs."""
+    if len(codes) <= SKETCH:
+        return np.arange(len(codes))
+    size = np.bincount(codes, minlength=n_samples)
+    # The quota that all samples together fill: those that are smaller leave room for the others.
+    ascending = np.sort(size)
+    before = np.concatenate([[0], np.cumsum(ascending)[:-1]])
+    room = (SKETCH - before) // np.arange(n_samples, 0, -1)
+    quota = max(1, room[np.argmax(ascending > room)])
+    order = rng.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
+    return np.sort(order[rank < quota])

@@ -1,0 +1,166 @@
+"""Soft clusters of unit vectors, with a reward for clusters in which samples are mixed.
+
+Maximum-diversity clustering (Korsunsky et al. 2019, *Nature Methods* 16:1289, equations 3 to 7).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+from bioren.arrays.groups import TINY, sample_sums
+
+__all__ = [
+    "StateOptions",
+    "allowed_states",
+    "default_n_states",
+    "diverse_clusters",
+    "first_centers",
+    "nearness",
+    "softmax",
+    "unit_vectors",
+]
+
+#: Added to the log-responsibility where a label rules a state out.
+NEVER = -1e9
+
+
+class StateOptions(NamedTuple):
+    """How states are found and how far their shifts are trusted.
+
+    Attributes
+    ----------
+    width
+        Softness of the assignment, in units of cosine distance (Korsunsky's sigma).
+    diversity
+        Reward for states that all samples share (theta); 0 is plain soft k-means.
+    prior_cells
+        A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
+    prior_slope
+        A covariate's slope counts ``n / (n + prior_slope)`` for ``n`` cells in a state.
+    rounds
+        At most so many rounds of clustering and shifting, at least one.
+    """
+
+    width: float = 0.07
+    diversity: float = 2.0
+    prior_cells: float = 1.0
+    prior_slope: float = 100.0
+    rounds: int = 10
+
+
+def default_n_states(n_cells: int) -> int:
+    """Return the number of states for so many cells: one per 30, between 1 and 100."""
+    return int(np.clip(round(n_cells / 30), 1, 100))
+
+
+def first_centers(
+    unit: np.ndarray, labels: np.ndarray | None, n_states: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the first centers and the label of each; every label has a state of its own.
+
+    Cells without a label are placed among these states, wherever they fit best.
+    """
+    if labels is None or (labels < 0).all():
+        return _k_means(unit, n_states, rng), None
+    centers, of_state = [], []
+    known = labels[labels >= 0]
+    for label, n_cells in zip(*np.unique(known, return_counts=True), strict=True):
+        some = max(1, round(n_states * n_cells / len(known)))
+        centers.append(_k_means(unit[labels == label], some, rng))
+        of_state.append(np.full(len(centers[-1]), label))
+    return np.concatenate(centers), np.concatenate(of_state)
+
+
+def allowed_states(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.ndarray | None:
+    """Return 0 where a cell may be in a state, `NEVER` where not; cells x states, or None.
+
+    A cell may not be in states of other labels; if its own label is unknown, or was when the
+    states were found, it may be in any.
+    """
+    if labels is None or state_labels is None:
+        return None
+    known = np.isin(labels, state_labels)
+    of_others = labels[:, None] != state_labels
+    return np.where(known[:, None] & of_others, np.float32(NEVER), np.float32(0))
+
+
+def diverse_clusters(
+    unit: np.ndarray,
+    codes: np.ndarray,
+    n_samples: int,
+    centers: np.ndarray,
+    allowed: np.ndarray | None,
+    options: StateOptions,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster unit vectors softly, rewarding states in which the samples are mixed.
+
+    Returns the centers and, per sample and state, ``theta * log(expected / observed)``.
+    """
+    proportion = np.bincount(codes, minlength=n_samples) / len(codes)
+
+    def closeness_to(centers: np.ndarray) -> np.ndarray:
+        closeness = nearness(unit, centers, options.width)
+        return closeness if allowed is None else closeness + allowed
+
+    share = softmax(closeness_to(centers))
+    observed = sample_sums(share, codes, n_samples)  # samples x states
+    before = np.inf
+    n_blocks = min(20, len(unit))
+    for _ in range(20):
+        centers = unit_vectors(share.T @ unit)
+        closeness = closeness_to(centers)
+        order = rng.permutation(len(unit))
+        for block in np.array_split(order, n_blocks):
+            observed -= sample_sums(share[block], codes[block], n_samples)
+            odds = _log_odds(observed, proportion, options.diversity).astype(unit.dtype)
+            share[block] = softmax(closeness[block] + odds[codes[block]])
+            observed += sample_sums(share[block], codes[block], n_samples)
+        # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
+        odds = _log_odds(observed, proportion, options.diversity)
+        entropy = np.sum(share * np.log(share + share.dtype.type(TINY)))
+        objective = entropy - np.sum(share * closeness) - np.sum(observed * odds)
+        if before - objective < 1e-4 * abs(objective):
+            break
+        before = objective
+    return centers, _log_odds(observed, proportion, options.diversity)
+
+
+def nearness(unit: np.ndarray, centers: np.ndarray, width: float) -> np.ndarray:
+    """Return log-responsibilities but for a constant, of unit vectors; cells x states."""
+    nearness: np.ndarray = 2 * (unit @ centers.T - 1) / width
+    return nearness
+
+
+def unit_vectors(x: np.ndarray) -> np.ndarray:
+    """Return rows of unit length, rows of zeros as they are."""
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
+    return unit
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Return shares that sum to 1 in each row, from their logarithms."""
+    shares: np.ndarray = np.exp(x - x.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.ndarray:
+    seed = int(rng.integers(2**31))
+    n_states = min(n_states, len(unit))
+    with warnings.catch_warnings():
+        # Fewer distinct cells than states: some states then coincide, which does no harm.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans = KMeans(n_states, n_init=1, max_iter=25, random_state=seed).fit(unit)
+    return unit_vectors(kmeans.cluster_centers_)
+
+
+def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) -> np.ndarray:
+    expected = proportion[:, None] * observed.sum(axis=0)
+    odds: np.ndarray = diversity * np.log((expected.clip(0) + 1) / (observed.clip(0) + 1))
+    return odds

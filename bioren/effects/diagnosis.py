@@ -1,0 +1,188 @@
+"""Signs of over-correction, that what was removed was not the batch effect but biology.
+
+A batch effect that shifts all cells of a sample alike leaves the sample's own structure as it was.
+What changes that structure, rescaled genes and shifts that differ between states, may be biology.
+Nothing of this can prove a mistake; it says where to look.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bioren.wording import listed
+
+__all__ = [
+    "Diagnosis",
+    "alone",
+    "apart",
+    "confounded_message",
+    "confounding",
+    "structure_message",
+    "structure_removed",
+    "warn_confounded",
+    "warn_structure",
+]
+
+#: A sample that loses more than this share of its own structure is warned of.  Random halves of
+#: one sample lose less than .001; samples of five technologies, or of two studies, up to .09.
+MOST_STRUCTURE = 0.25
+
+#: Samples of fewer cells have little structure of their own.
+FEWEST_CELLS = 30
+
+#: A sample has a state for itself if the others hold less than this share of what even mixing
+#: would give them.
+ALONE = 0.1
+
+#: A condition that the batches determine to this degree cannot be told from them.
+CONFOUNDED = 0.5
+
+
+class Diagnosis(NamedTuple):
+    """What is known of each sample's correction; each of shape ``(samples,)``.
+
+    Attributes
+    ----------
+    overlap_before, overlap
+        Share of the sample in states that other samples have too, before correction and in the
+        last comparison.
+    alone
+        Share of the sample in states of the embedding that no other sample shares, after
+        correction.
+    apart
+        Share of the sample that stands apart in its states, too far from the others for a batch
+        effect; see `bioren.effects.shifts.Shifts`.
+    structure_removed
+        How much the correction changed the sample's own structure, relative to its own variance
+        in the embedding; a shift of all cells alike changes nothing.
+    """
+
+    overlap_before: np.ndarray
+    overlap: np.ndarray
+    alone: np.ndarray
+    apart: np.ndarray
+    structure_removed: np.ndarray
+
+
+def alone(count: np.ndarray) -> np.ndarray:
+    """Return the share of each sample in states that it has for itself, shape ``(samples,)``.
+
+    Parameters
+    ----------
+    count
+        Cells by sample and state, shape ``(samples, states)``.
+    """
+    cells = np.maximum(count.sum(axis=1, keepdims=True), 1e-12)
+    others = count.sum(axis=0) - count
+    expected = count.sum(axis=0) * (1 - cells / cells.sum())
+    share: np.ndarray = (count / cells * (others < ALONE * expected)).sum(axis=1)
+    return share
+
+
+def apart(count: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return the share of each sample that stands apart in its states, shape ``(samples,)``.
+
+    Parameters
+    ----------
+    count
+        Cells by sample and state, shape ``(samples, states)``.
+    usual
+        How far each shift is like the sample's others, of the same shape, in [0, 1].
+    """
+    share: np.ndarray = (count * (1 - usual)).sum(axis=1) / np.maximum(count.sum(axis=1), 1e-12)
+    return share
+
+
+def structure_removed(
+    before: np.ndarray, after: np.ndarray, codes: np.ndarray, n_samples: int
+) -> np.ndarray:
+    """Return how much of each sample's own structure a correction changed.
+
+    ``sum |(x - mean) - (x' - mean')|**2 / sum |x - mean|**2`` over the sample's cells, x before
+    and x' after; 0 for a shift alike in all cells, 1 where all cells end in one place, more where
+    structure that was not there is added.
+
+    Parameters
+    ----------
+    before, after
+        Embeddings of the same cells along the same axes, shape ``(cells, dims)``.
+    codes
+        Sample of each cell.
+    n_samples
+        Number of samples; the result has shape ``(n_samples,)``.
+    """
+    removed = np.zeros(n_samples)
+    for sample in np.unique(codes):
+        cells = codes == sample
+        own = before[cells] - before[cells].mean(axis=0, dtype=np.float64)
+        change = before[cells] - after[cells]
+        change = change - change.mean(axis=0, dtype=np.float64)
+        removed[sample] = np.square(change).sum() / max(float(np.square(own).sum()), 1e-12)
+    return removed
+
+
+def confounding(codes: np.ndarray, condition: np.ndarray) -> float:
+    """Return how far samples determine a condition, from 0, not at all, to 1, fully.
+
+    Theil's uncertainty coefficient: the share of the condition's entropy that is gone once the
+    sample is known.  Cells without a condition (-1) do not count.
+    """
+    known = condition >= 0
+    table = np.zeros((codes.max(initial=0) + 1, condition.max(initial=0) + 1))
+    np.add.at(table, (codes[known], condition[known]), 1)
+    whole = _entropy(table.sum(axis=0))
+    if whole == 0:
+        return 0.0
+    weight = table.sum(axis=1) / table.sum()
+    left = sum(w * _entropy(row) for w, row in zip(weight, table, strict=True) if w > 0)
+    return float(1 - left / whole)
+
+
+def warn_confounded(batch_key: object, condition_key: str, degree: float) -> None:
+    """Warn where samples determine a condition, see `confounding`."""
+    if msg := confounded_message(batch_key, condition_key, degree):
+        warnings.warn(msg, stacklevel=4)
+
+
+def confounded_message(batch_key: object, condition_key: str, degree: float) -> str:
+    """Say that samples determine a condition; nothing where they do not, see `confounding`."""
+    if degree < CONFOUNDED:
+        return ""
+    return (
+        f"obs[{condition_key!r}] is determined by obs[{batch_key!r}] to {degree:.0%}: what "
+        "differs between conditions cannot be told from the batch effect and is removed with it. "
+        "Name control cells that every sample has (controls_key=...), remove less (strength=..., "
+        "max_removed=(r, d)), or take a batch key that crosses the conditions. Test for the "
+        "condition's effect in uncorrected expression, with the batch as a covariate."
+    )
+
+
+def warn_structure(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> None:
+    """Warn of samples whose own structure the correction changed a lot; tiny ones have none."""
+    if msg := structure_message(names, removed, cells):
+        warnings.warn(msg, stacklevel=4)
+
+
+def structure_message(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> str:
+    """Say whose structure the correction changed a lot; nothing where it did so to no sample."""
+    changed = [
+        f"{name} ({share:.0%})"
+        for name, share, n_cells in zip(names, removed, cells, strict=True)
+        if share > MOST_STRUCTURE and n_cells >= FEWEST_CELLS
+    ]
+    if not changed:
+        return ""
+    return (
+        f"The correction changed much of the structure that these samples have by themselves: "
+        f"{listed(changed)}. This may be over-correction: compare known markers before and "
+        "after, or remove less (strength=..., max_removed=(r, d))."
+    )
+
+
+def _entropy(count: np.ndarray) -> float:
+    share = count[count > 0] / max(count.sum(), 1e-12)
+    return float(-np.sum(share * np.log(share)))

@@ -1,0 +1,165 @@
+"""Corrected expression: the sample's effect on each gene, state by state where it differs.
+
+The standardised bridge moves a gene by one amount in all cells of a sample.  A gene that some cell
+types do not express at all has no effect there, and moving it would make a difference out of
+nothing, one that tests between samples find with certainty as there is no noise.  What is left
+between samples within a state after the bridge is therefore removed too, as far as it is certain,
+and unless the embedding tells that it is another cell type: see `bioren.effects.shifts.Shifts`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from bioren.arrays.apply import result_dtype, scale_rows
+from bioren.arrays.blocks import row_blocks, to_dense
+from bioren.arrays.groups import TINY, mixed
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.shifts import squared_errors
+from bioren.effects.state_profile import PRIOR_CELLS, TABLE_ENTRIES, Strata
+
+__all__ = ["ExpressionBridge"]
+
+
+@dataclass(frozen=True)
+class ExpressionBridge:
+    """The map ``x -> scale * x + shift`` with a shift per sample, state and gene.
+
+    Attributes
+    ----------
+    scale
+        Shape ``(samples, genes)``.
+    shift
+        Shape ``(samples, states, genes)``, float32; a cell gets the mean by its shares.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        by_state: Moments,
+        full: AffineBridge,
+        *,
+        kept: AffineBridge,
+        usual: np.ndarray,
+        in_reference: np.ndarray | None = None,
+        onto: Strata | None = None,
+        strength: float = 1.0,
+        most: np.ndarray | float = math.inf,
+    ) -> Self:
+        """Find what differs between samples within states.
+
+        Parameters
+        ----------
+        by_state
+            Groups ``(samples, states)``: log-expression as it was measured.
+        full
+            The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
+        kept
+            The bridges that remove what is to be removed; their scale is used.
+        usual
+            How far each sample's shift within a state counts as a batch effect, in [0, 1], shape
+            ``(samples, states)``.
+        in_reference
+            Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+        onto
+            A reference of which no sample is part, and that stays as it is.
+        strength
+            Share of each move that is carried out, in [0, 1].
+        most
+            No gene is moved further in any state, shape ``(genes,)``.
+        """
+        n_samples, n_states, n_genes = by_state.mean.shape
+        most = np.broadcast_to(most, n_genes)
+        in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
+        shift = np.empty((n_samples, n_states, n_genes), dtype=np.float32)
+        step = max(1, TABLE_ENTRIES // (n_samples * n_states))
+        for start in range(0, n_genes, step):
+            genes = slice(start, start + step)
+            some = by_state.of_genes(genes)
+            scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
+            bridged = some.moved(scale, level)
+            if onto is None:
+                left, center = _left_between_samples(bridged, usual, in_reference)
+            else:
+                left, center = _left_of_reference(bridged, onto.of_genes(genes))
+            left *= usual[..., None]
+            # A sample without cells in a state is taken to be there as its bridge says.
+            n = some.count[..., None]
+            mean = (n * some.mean + (center - level) / scale) / (n + 1)
+            move = (scale - 1) * mean + level - left
+            move = (strength * move).clip(-most[genes], most[genes])
+            shift[:, :, genes] = move + (1 - kept.scale[:, None, genes]) * mean
+        return cls(kept.scale, shift)
+
+    def of_genes(self, columns: np.ndarray) -> Self:
+        """Return the map of some genes."""
+        if np.array_equal(columns, np.arange(self.scale.shape[1])):
+            return self
+        return type(self)(self.scale[:, columns], self.shift[:, :, columns])
+
+    def apply(self, x: Any, codes: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """Return corrected expression, dense, shape ``(cells, genes)``; each row by itself.
+
+        Parameters
+        ----------
+        x
+            Shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        codes, share
+            Sample and states of each cell, as in `fit`.
+        """
+        out = np.empty(x.shape, dtype=result_dtype(x))
+        for rows, block in row_blocks(x):
+            scaled = to_dense(scale_rows(block, self.scale, codes[rows]))
+            out[rows] = scaled + mixed(share[rows], codes[rows], self.shift)
+        return out
+
+
+def _left_between_samples(
+    bridged: Moments, usual: np.ndarray, in_reference: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far samples still lie from the reference in each state, and where that lies.
+
+    Shapes ``(samples, states, genes)`` and ``(states, genes)``.
+    """
+    count = bridged.count
+    there = count * in_reference[:, None]
+    # Where nothing is usual, the center is the middle of all.
+    part = there / (count + PRIOR_CELLS) * np.maximum(usual, 1e-9)
+    part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
+    center = np.einsum("sk,skg->kg", part, bridged.mean)
+    # Of a state's variance all samples tell together: a sample's single cell has none.
+    within = bridged.m2.sum(axis=0) / np.maximum(count.sum(axis=0), TINY)[:, None]
+    error2 = squared_errors(part, count)[..., None] * within
+    return _certain(bridged.mean - center, error2, count, there.sum(axis=0)), center
+
+
+def _left_of_reference(bridged: Moments, onto: Strata) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same for a reference that stays as it is."""
+    known = onto.by_state
+    squared = 1 / np.maximum(bridged.count, 1) + 1 / np.maximum(known.count, 1)
+    error2 = squared[..., None] * known.var()
+    return _certain(bridged.mean - known.mean, error2, bridged.count, known.count), known.mean
+
+
+def _certain(
+    left: np.ndarray, error2: np.ndarray, count: np.ndarray, there: np.ndarray
+) -> np.ndarray:
+    """Return what of differences is certain, samples x states x genes.
+
+    What lies within two standard errors counts as nothing, what lies further is trusted as far
+    as it does so (James & Stein 1961).  A gene that a state does not express has no error: it
+    goes back where it was.  Nothing leads from a state without cells, or to a reference that has
+    none of it.
+    """
+    trust = count / (count + 1) * np.minimum(there, 1)
+    noise = 4 * error2 / np.maximum(np.square(left), TINY**2)
+    certain: np.ndarray = left * trust[..., None] * (1 - noise).clip(0)
+    return certain

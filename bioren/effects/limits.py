@@ -1,0 +1,108 @@
+"""What strength and limits leave of the samples' effects, in embedding and expression."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bioren.arrays.blocks import Block
+from bioren.arrays.components import Projection
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.alignment import Alignment, Removal
+from bioren.effects.expression import ExpressionBridge
+from bioren.effects.state_profile import Strata
+
+__all__ = ["embedding_of_kept", "expression_bridge", "within_limits"]
+
+
+def expression_bridge(
+    by_state: Moments,
+    alignment: Alignment,
+    removal: Removal,
+    *,
+    usual: np.ndarray,
+    in_reference: np.ndarray | None = None,
+    onto: Strata | None = None,
+) -> ExpressionBridge:
+    """Return the bridge of expression by state, within strength and limits.
+
+    Parameters
+    ----------
+    by_state
+        Groups ``(samples, states)``: log-expression as it was measured.
+    alignment
+        Effects and bridges of the samples.
+    removal
+        How much is removed.
+    usual, in_reference, onto
+        As for `ExpressionBridge.fit`.
+    """
+    spread = alignment.reference.std()
+    return ExpressionBridge.fit(
+        by_state,
+        alignment.full,
+        kept=alignment.bridges,
+        usual=usual,
+        in_reference=in_reference,
+        onto=onto,
+        strength=removal.strength,
+        most=removal.d_max * np.where(spread > 0, spread, 1.0),
+    )
+
+
+def within_limits(
+    shifts: np.ndarray, alignment: Alignment, loadings: np.ndarray, d_max: float
+) -> np.ndarray:
+    """Cut shifts of the embedding such that no gene moves by more than so many deviations.
+
+    What the bridges of the genes remove counts towards the limit, which holds for the genes as
+    the components rebuild them.
+
+    Parameters
+    ----------
+    shifts
+        What is to be removed, shape ``(samples, states, dims)``.
+    alignment
+        Effects and bridges of the genes that the embedding is made of.
+    loadings
+        Components, shape ``(genes, dims)``.
+    d_max
+        Standard deviations of the reference.
+    """
+    if math.isinf(d_max):
+        return shifts
+    spread = alignment.reference.std()
+    most = d_max * spread
+    cut = np.empty_like(shifts)
+    for sample, before in enumerate(alignment.d * alignment.removed * spread):
+        whole = before + shifts[sample] @ loadings.T  # states x genes
+        allowed = (whole.clip(-most, most) - before) @ loadings
+        # What the components make of it may leave the limits again: go only so far.
+        move = allowed @ loadings.T
+        room = most - np.sign(move) * before
+        far = np.divide(room, np.abs(move), out=np.full_like(move, np.inf), where=move != 0)
+        cut[sample] = allowed * far.min(axis=1, keepdims=True).clip(0, 1)
+    return cut
+
+
+def embedding_of_kept(
+    x: Block, codes: np.ndarray, alignment: Alignment, loadings: np.ndarray
+) -> np.ndarray:
+    """Return what the bridges leave of the genes' effects, shape ``(cells, dims)``, float32.
+
+    Parameters
+    ----------
+    x
+        Expression of the genes of `alignment`, shape ``(cells, genes)``.
+    codes
+        Sample of each cell.
+    alignment, loadings
+        As for `within_limits`.
+    """
+    bridges, full = alignment.bridges, alignment.full
+    kept = AffineBridge(bridges.scale - full.scale, bridges.shift - full.shift)
+    if not (kept.scale.any() or kept.shift.any()):
+        return np.zeros((len(codes), loadings.shape[1]), dtype=np.float32)
+    return Projection(np.zeros(len(loadings)), loadings).apply(x, codes, kept)

@@ -1,0 +1,224 @@
+"""Sample moments as if every sample had the reference's composition of cell states.
+
+Two samples of 90/10 and 10/90 cell types differ in mean with no technical effect at all.
+Direct standardisation compares them within states instead, as epidemiology compares mortality
+within age groups, and weighs the states as in the reference population.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from bioren.arrays.groups import TINY
+from bioren.arrays.moments import Moments
+from bioren.effects.state_profile import PRIOR_CELLS, Strata
+
+__all__ = [
+    "LEAST_OVERLAP",
+    "Standardized",
+    "overlap_of",
+    "standardize",
+    "standardize_onto",
+]
+
+#: A sample of which a smaller share lives in states of others is not compared with them.
+LEAST_OVERLAP = 0.05
+
+#: Ties between samples weaker than this share of the strongest count as none.
+RESOLUTION = 1e-9
+
+
+class Standardized(NamedTuple):
+    """Comparable moments of samples and of their reference population.
+
+    Attributes
+    ----------
+    samples
+        Groups ``(samples,)``: what each sample's moments would be with the reference's
+        composition, and its number of cells.
+    reference
+        No groups: the reference population, in which each sample weighs the same.
+    standard_error
+        Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
+    overlap
+        Share of each sample that lives in states which other samples have too, in [0, 1], shape
+        ``(samples,)``.  Below `LEAST_OVERLAP` a sample's effect cannot be told from its
+        composition: it counts as having none.
+    """
+
+    samples: Moments
+    reference: Moments
+    standard_error: np.ndarray
+    overlap: np.ndarray
+
+
+def standardize(
+    by_state: Moments, in_reference: np.ndarray | None = None, *, prior_cells: float = PRIOR_CELLS
+) -> Standardized:
+    """Separate what differs between samples from what differs between states.
+
+    Per gene, the state means ``mu_sk`` are taken as ``a_k + b_s``: a level per state and a
+    shift per sample, by least squares with weights ``pi_k * n_sk / (n_sk + prior_cells)``,
+    where ``pi`` is the reference's composition.  A sample that lacks some states is thus
+    compared within the states that it has.  The spread is compared within states likewise.
+
+    Parameters
+    ----------
+    by_state
+        Groups ``(samples, states)``.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+    prior_cells
+        A state in which a sample has so many cells counts half; a sample of so many cells has
+        its variance drawn half-way to the reference's.
+
+    Returns
+    -------
+    Standardized
+        The samples' means differ from the reference's by ``b_s``, their variances by the ratio
+        of the variances within states.
+    """
+    n_samples = len(by_state.count)
+    in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
+    # In double precision: what ties samples is told from rounding.
+    by_state = Moments(by_state.count.astype(np.float64), by_state.mean, by_state.m2)
+    cells = by_state.count.sum(axis=1)  # samples
+    composition = (by_state.count / np.maximum(cells, TINY)[:, None])[in_reference].mean(axis=0)
+
+    weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
+    overlap = overlap_of(by_state.count, prior_cells)
+    compared = (overlap >= LEAST_OVERLAP)[:, None]
+    # Left out of the comparison altogether: else the others would go half-way to what stays.
+    shift = _sample_shifts(by_state.mean, weight * compared, in_reference)  # samples x genes
+
+    # The reference: a level and a variance per state, then over the states.
+    weight_there = weight * in_reference[:, None]
+    share = weight_there / np.maximum(weight_there.sum(axis=0), TINY)
+    level = np.einsum("sk,skg->kg", share, by_state.mean - shift[:, None])
+    within = np.einsum("sk,skg->kg", share, by_state.var())
+    n_there = by_state.count[in_reference].sum(axis=0)
+    reference = Strata(composition, Moments(n_there, level, n_there[:, None] * within)).whole()
+
+    ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0), prior_cells)
+    error2 = _squared_errors(by_state.count, weight, share, in_reference) @ within
+    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
+    return Standardized(samples, reference, np.sqrt(error2), overlap)
+
+
+def standardize_onto(
+    by_state: Moments, strata: Strata, *, prior_cells: float = PRIOR_CELLS
+) -> Standardized:
+    """Compare samples with a reference population that stays as it is, each by itself.
+
+    As `standardize`, but the levels of the states are known: a sample's shift is the mean of its
+    differences from them, with weights ``pi_k * n_sk / (n_sk + prior) * n_k / (n_k + prior)``.
+
+    Parameters
+    ----------
+    by_state
+        Groups ``(samples, states)``; no sample has any influence on another.
+    strata
+        The reference population, by the same states.
+    prior_cells
+        As in `standardize`.
+    """
+    known, within = strata.by_state, strata.by_state.var()
+    n_known = np.maximum(known.count, TINY)
+    cells = by_state.count.sum(axis=1)
+    trusted = known.count / (known.count + prior_cells)
+    overlap = (by_state.count * trusted).sum(axis=1) / np.maximum(cells, TINY)
+    compared = (overlap >= LEAST_OVERLAP)[:, None]
+
+    weight = strata.composition * trusted * by_state.count / (by_state.count + prior_cells)
+    part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
+    shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
+    ratio = _variance_ratio(by_state, within, weight, prior_cells)
+    squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
+
+    reference = strata.whole()
+    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
+    return Standardized(samples, reference, np.sqrt(squared @ within), overlap)
+
+
+def _as_if_shifted(
+    reference: Moments, cells: np.ndarray, shift: np.ndarray, ratio: np.ndarray
+) -> Moments:
+    """Return the moments of samples that differ from the reference by a shift and a ratio."""
+    return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
+
+
+def overlap_of(count: np.ndarray, prior_cells: float = PRIOR_CELLS) -> np.ndarray:
+    """Return the share of each sample that lives in states which other samples have too.
+
+    Parameters
+    ----------
+    count
+        Cells by sample and state, shape ``(samples, states)``.
+    prior_cells
+        A state in which the others have so many cells counts half.
+    """
+    others = count.sum(axis=0) - count  # samples x states
+    part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
+    overlap: np.ndarray = (part * others / (others + prior_cells)).sum(axis=1)
+    return overlap
+
+
+def _squared_errors(
+    count: np.ndarray, weight: np.ndarray, share: np.ndarray, in_reference: np.ndarray
+) -> np.ndarray:
+    """Return the shifts' squared errors in units of the variance within states.
+
+    Shape ``(samples, states)``, to be summed over the states.  A shift is found in the states
+    that a sample shares with others, and there it is as uncertain as either side; the
+    reference's variance stands for both, as a sample of one cell has none of its own.
+    """
+    tie = weight * (1 - weight / np.maximum(weight.sum(axis=0), TINY))
+    part = tie / np.maximum(tie.sum(axis=1, keepdims=True), TINY)
+    there = count * in_reference[:, None]
+    others = there.sum(axis=0) - there
+    # Where a sample is part of the reference, the reference moves along with it.
+    squared: np.ndarray = (part * (1 - share)) ** 2 * (
+        1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY)
+    )
+    return squared
+
+
+def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarray) -> np.ndarray:
+    """Solve the additive model for the samples' shifts, which are 0 on average in the reference.
+
+    The weights do not depend on the gene, so one small system serves all genes: eliminating the
+    state levels leaves a Laplacian over the samples.  Only samples that states tie together,
+    directly or by way of others, can be compared: each such set has a zero of its own, and one
+    without a sample of the reference gets no shift.
+    """
+    share = weight / np.maximum(weight.sum(axis=0), TINY)  # of each sample in a state's level
+    ties = weight @ share.T  # samples x samples
+    laplacian = np.diag(weight.sum(axis=1)) - ties
+    centered = mean - np.einsum("sk,skg->kg", share, mean)
+    difference = np.einsum("sk,skg->sg", weight, centered)
+    shift: np.ndarray = np.linalg.pinv(laplacian, rcond=RESOLUTION, hermitian=True) @ difference
+    n_sets, tied = sparse.csgraph.connected_components(ties > RESOLUTION * ties.max())
+    for members in (tied == one for one in range(n_sets)):
+        zero = members & in_reference
+        shift[members] -= shift[zero].mean(axis=0) if zero.any() else shift[members]
+    return shift
+
+
+def _variance_ratio(
+    by_state: Moments, within: np.ndarray, weight: np.ndarray, prior_cells: float
+) -> np.ndarray:
+    """Compare the variance within states with the reference's; samples x genes.
+
+    Only states that both have count, `weight`; 1 where either side has no spread.
+    """
+    part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
+    expected = part @ within
+    observed = np.einsum("sk,skg->sg", part, by_state.var())
+    cells = by_state.count.sum(axis=1)[:, None]
+    drawn = (cells * observed + prior_cells * expected) / (cells + prior_cells)
+    comparable = (expected > 0) & (observed > 0)
+    ratio: np.ndarray = np.divide(drawn, expected, out=np.ones_like(expected), where=comparable)
+    return ratio

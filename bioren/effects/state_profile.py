@@ -1,0 +1,122 @@
+"""A reference population by cell state, and the moments that it is made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bioren.arrays.blocks import row_blocks, stacked
+from bioren.arrays.groups import TINY
+from bioren.arrays.moments import Moments
+
+__all__ = ["PRIOR_CELLS", "TABLE_ENTRIES", "Standing", "Strata", "moments_by_state", "strata_of"]
+
+#: A state in which a sample has so many cells counts half.
+PRIOR_CELLS = 10.0
+
+#: Entries of a table samples x states x genes: 256 MiB in double precision.
+TABLE_ENTRIES = 2**25
+
+
+class Strata(NamedTuple):
+    """A reference population, state by state.
+
+    Attributes
+    ----------
+    composition
+        Share of each state, every sample weighing the same, shape ``(states,)``.
+    by_state
+        Groups ``(states,)``: the reference's cells in each state, mean and variance within.
+    """
+
+    composition: np.ndarray
+    by_state: Moments
+
+    def whole(self) -> Moments:
+        """Return the moments of the whole population: no groups, weighed by its composition."""
+        mean = self.composition @ self.by_state.mean
+        between = np.square(self.by_state.mean - mean)
+        n = self.by_state.count.sum()
+        return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
+
+    def of_genes(self, index: np.ndarray | slice) -> Strata:
+        """Return the strata of some genes."""
+        return Strata(self.composition, self.by_state.of_genes(index))
+
+    def of_states(self, index: np.ndarray) -> Strata:
+        """Return some of the strata, as if they were the whole population."""
+        composition = self.composition[index]
+        return Strata(composition / max(composition.sum(), TINY), self.by_state[index])
+
+
+class Standing(NamedTuple):
+    """What each row of moments by sample and state stands for.
+
+    Attributes
+    ----------
+    weight
+        Of the row's mean in the level of each state, shape ``(samples, states)``.
+    composition
+        Share of each state in it, shape ``(samples, states)``.
+    samples
+        Number of samples that it stands for: one, unless several were pooled.
+    """
+
+    weight: np.ndarray
+    composition: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def of(cls, count: np.ndarray) -> Standing:
+        """Return what single samples stand for, from their cells by state."""
+        composition = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
+        return cls(count / (count + PRIOR_CELLS), composition, np.ones(len(count)))
+
+
+def strata_of(
+    bridged: Moments, in_reference: np.ndarray, standing: Standing | None = None
+) -> Strata:
+    """Return the reference by state.
+
+    Parameters
+    ----------
+    bridged
+        Groups ``(samples, states)``, on the reference's scale.
+    in_reference
+        Which samples make it up, boolean of shape ``(samples,)``.
+    standing
+        See `Standing`; None: each row is one sample.
+    """
+    standing = standing or Standing.of(bridged.count)
+    weight, composition, samples = (of[in_reference] for of in standing)
+    there = bridged[in_reference]
+    part = weight / np.maximum(weight.sum(axis=0), TINY)  # samples x states
+    level = np.einsum("sk,skg->kg", part, there.mean)
+    by_state = Moments(there.count.sum(axis=0), level, there.m2.sum(axis=0))
+    return Strata(np.average(composition, axis=0, weights=samples), by_state)
+
+
+def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, share: np.ndarray) -> Moments:
+    """Return moments by sample and state in single precision, a few genes at a time.
+
+    Parameters
+    ----------
+    x
+        Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+    codes, n_samples
+        Sample of each cell, and their number.
+    share
+        Each cell's share in each state, shape ``(cells, states)``.
+    """
+    groups = n_samples, share.shape[1]
+    n_genes = x.shape[1]
+    mean, m2 = (np.empty((*groups, n_genes), dtype=np.float32) for _ in range(2))
+    count = np.zeros(groups)
+    step = max(1, TABLE_ENTRIES // (groups[0] * groups[1]))
+    for start in range(0, n_genes, step):
+        genes = slice(start, start + step)
+        some = x if step >= n_genes else stacked([block[:, genes] for _, block in row_blocks(x)])
+        part = Moments.by_group(some, codes, n_samples, share)
+        count, mean[..., genes], m2[..., genes] = part.count, part.mean, part.m2
+    return Moments(count.astype(np.float32), mean, m2)

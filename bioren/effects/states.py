@@ -1,0 +1,457 @@
+"""Soft cell states shared by the samples, and the bridge per state and sample in an embedding.
+
+States are found by maximum-diversity clustering and what differs between samples within a state
+is shifted away, as in Harmony (Korsunsky et al. 2019, *Nature Methods* 16:1289, equations 3 to
+13), with these differences:
+
+* the target is a reference population in which each sample weighs the same, or the samples that
+  the caller names;
+* shifts are shrunk as far as their own standard errors explain them, so that samples without a
+  batch effect stay as they are;
+* a shift much longer than a sample's others leads from one cell type to another, and is left,
+  unless the types are known;
+* covariates such as a cell's depth are regressed out within states, whose own levels stay;
+* known labels, of some cells or all, keep states from reaching over two labels;
+* each round is kept as a pure function of a cell, what is known of it, and its sample.  The
+  fitted bridge therefore gives a cell the same result alone, in any chunk and in any order.
+
+Arrays: z cells x dims, responsibilities cells x states, codes cells, tables samples x states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from bioren.arrays.blocks import Block
+from bioren.arrays.groups import TINY, effective_cells, mixed
+from bioren.arrays.moments import Moments
+from bioren.effects.clusters import (
+    StateOptions,
+    allowed_states,
+    default_n_states,
+    diverse_clusters,
+    first_centers,
+    nearness,
+    softmax,
+    unit_vectors,
+)
+from bioren.effects.shifts import covariate_slopes, shifts_onto, state_shifts
+
+__all__ = [
+    "CellFacts",
+    "ConditionalBridge",
+    "Newcomer",
+    "Placed",
+    "Round",
+    "StateOptions",
+    "default_n_states",
+    "depth",
+    "frozen_states",
+]
+
+
+class CellFacts(NamedTuple):
+    """What is known of each cell, apart from its expression.
+
+    Attributes
+    ----------
+    codes
+        Sample, in ``range(n_samples)``, shape ``(cells,)``.
+    covariates
+        Continuous covariates, shape ``(cells, covariates)``; None: there are none.
+    labels
+        Number of the cell's label, -1 where it is unknown, shape ``(cells,)``; None: all unknown.
+    """
+
+    codes: np.ndarray
+    covariates: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def of(self, cells: np.ndarray | slice) -> CellFacts:
+        """Return what is known of some cells."""
+        covariates, labels = (
+            None if fact is None else fact[cells] for fact in (self.covariates, self.labels)
+        )
+        return CellFacts(self.codes[cells], covariates, labels)
+
+
+class Round(NamedTuple):
+    """One round, frozen: enough to place any cell of a known sample.
+
+    Attributes
+    ----------
+    centers
+        Directions of the states, shape ``(states, dims)``, unit length.
+    log_odds
+        Added to the log-responsibility of a sample's cells, shape ``(samples, states)``.
+    shifts
+        Subtracted from a sample's cells in a state, shape ``(samples, states, dims)``.
+    slopes
+        Of the covariates within a state, shape ``(states, covariates, dims)``.
+    levels
+        The covariates' means, shape ``(samples, states, covariates)``.
+    """
+
+    centers: np.ndarray
+    log_odds: np.ndarray
+    shifts: np.ndarray
+    slopes: np.ndarray
+    levels: np.ndarray
+
+
+class Placed(NamedTuple):
+    """Cells in the reference population.
+
+    Attributes
+    ----------
+    full
+        Embedding from which everything that differs between samples is removed.
+    share
+        Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
+    kept
+        What is to stay of the samples' differences: ``full + kept`` is the result.
+    apart
+        How far each cell lies from its states for no batch effect, shape ``(cells, dims)``.
+    """
+
+    full: np.ndarray
+    share: np.ndarray
+    kept: np.ndarray
+    apart: np.ndarray
+
+
+class Newcomer(NamedTuple):
+    """Cells of a sample that the bridge was not fitted on, placed in the reference population.
+
+    Attributes
+    ----------
+    full, share, apart
+        As in `Placed`.
+    shifts
+        What was subtracted in each state, shape ``(states, dims)``.
+    usual
+        See `bioren.effects.shifts.Shifts`, shape ``(states,)``.
+    """
+
+    full: np.ndarray
+    share: np.ndarray
+    apart: np.ndarray
+    shifts: np.ndarray
+    usual: np.ndarray
+
+
+@dataclass(frozen=True)
+class ConditionalBridge:
+    """Shifts per state and sample that carry an embedding to the reference population.
+
+    Attributes
+    ----------
+    rounds
+        The frozen rounds, in the order of their application.
+    width
+        Softness of the assignment, as fitted.
+    kept
+        Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
+    apart
+        What is too unlike a sample's other shifts for a batch effect, of the same shape; see
+        `bioren.effects.shifts.Shifts`.
+    usual
+        How far each shift is like the sample's others, in [0, 1], shape ``(samples, states)``.
+    state_labels
+        Label of each state, which no cell of another label joins, shape ``(states,)``; None: the
+        model was fitted without labels.
+    unit
+        Unit of each covariate, its standard deviation within samples.
+    """
+
+    rounds: tuple[Round, ...]
+    width: float
+    kept: np.ndarray
+    apart: np.ndarray
+    usual: np.ndarray
+    state_labels: np.ndarray | None
+    unit: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        z: np.ndarray,
+        facts: CellFacts,
+        n_samples: int,
+        *,
+        rng: np.random.Generator,
+        in_reference: np.ndarray | None = None,
+        n_states: int | None = None,
+        strength: float = 1.0,
+        options: StateOptions | None = None,
+    ) -> Self:
+        """Find states and shifts.
+
+        Parameters
+        ----------
+        z
+            Embedding, shape ``(cells, dims)``, finite.
+        facts
+            Sample, covariates and label of each cell.
+        n_samples
+            Number of samples.
+        rng
+            Source of randomness: the initial centers and the order of updates.
+        in_reference
+            Which samples make up the reference, boolean of shape ``(n_samples,)``; None: all.
+        n_states
+            Number of states, no more than cells; None: one per 30 cells, at most 100.
+        strength
+            Share of each shift that is carried out, in [0, 1].
+        options
+            See `StateOptions`.
+
+        Raises
+        ------
+        ValueError
+            There are no cells, or `options` ask for no round.
+        """
+        options = options or StateOptions()
+        if len(z) == 0 or options.rounds < 1:
+            msg = f"Expected cells and rounds, received {len(z)} cells, {options.rounds} rounds."
+            raise ValueError(msg)
+        in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
+        n_states = min(n_states or default_n_states(len(z)), len(z))
+        unit = _within_sample_spread(facts, n_samples)
+        covariates = _in_units(facts, unit)
+        centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng)
+        allowed = allowed_states(facts.labels, state_labels)
+
+        rounds: list[Round] = []
+        moved = z
+        for _ in range(options.rounds):
+            centers, log_odds = diverse_clusters(
+                unit_vectors(moved), facts.codes, n_samples, centers, allowed, options, rng
+            )
+            share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
+            by_state = Moments.by_group(z, facts.codes, n_samples, share)
+            effective = effective_cells(share, facts.codes, n_samples)
+            shifts = state_shifts(
+                by_state,
+                effective,
+                in_reference,
+                options.prior_cells,
+                of_one_type=state_labels is not None,
+            )
+            slopes, levels = covariate_slopes(
+                z, covariates, facts.codes, share, by_state, options.prior_slope
+            )
+            rounds.append(Round(centers, log_odds, shifts.removed, slopes, levels))
+            before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
+            if _relative_change(before, moved) < 1e-3:
+                break
+        return cls(
+            tuple(rounds),
+            options.width,
+            (1 - strength) * rounds[-1].shifts,
+            shifts.apart,
+            shifts.usual,
+            state_labels,
+            unit,
+        )
+
+    def limited(self, limit: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """Return the bridge that removes no more than ``limit(shifts)`` of what it removes now."""
+        removed = self.rounds[-1].shifts - self.kept
+        return replace(self, kept=self.rounds[-1].shifts - limit(removed))
+
+    def removed(self, share: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return the shift that is removed from each cell, shape ``(cells, dims)``."""
+        shift: np.ndarray = mixed(share, codes, self.rounds[-1].shifts - self.kept)
+        return shift
+
+    def apply(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
+        """Carry cells to the reference population.
+
+        Parameters
+        ----------
+        z
+            Embedding before the bridge, shape ``(cells, dims)``.
+        facts
+            Sample, covariates and label of each cell, as in `fit`; labels may be unknown.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape and dtype of `z`.  Each row depends on its own cell alone.
+        """
+        placed = self.place(z, facts)
+        moved: np.ndarray = placed.full + placed.kept
+        return moved
+
+    def states(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
+        """Return each cell's share in each state, shape ``(cells, states)``, rows sum to 1."""
+        return self._carried(z, facts)[1]
+
+    def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
+        centers = self.rounds[-1].centers[states]
+        return softmax(nearness(unit_vectors(z), centers, self.width))
+
+    def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
+        """Return the embedding without what is to go, its states, and what is to stay."""
+        moved, share = self._carried(z, facts)
+        kept, apart = (
+            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.apart)
+        )
+        return Placed(moved, share, kept, apart)
+
+    def _carried(self, z: np.ndarray, facts: CellFacts) -> tuple[np.ndarray, np.ndarray]:
+        """Return the embedding without what is to go, and its states."""
+        covariates = _in_units(facts, self.unit)
+        allowed = allowed_states(facts.labels, self.state_labels)
+        moved = z
+        for step in self.rounds:
+            share = _responsibilities(
+                moved, facts.codes, step.centers, step.log_odds, allowed, self.width
+            )
+            moved = _moved(z, facts.codes, covariates, share, step)
+        return moved, share
+
+    def without_samples(self, states: np.ndarray) -> Self:
+        """Return what newcomers are placed by: some of the states, and no sample's shifts."""
+        last = self.rounds[-1]
+        only = Round(
+            last.centers[states],
+            last.log_odds[:0, states],
+            last.shifts[:0, states],
+            last.slopes[states],
+            last.levels[:0, states],
+        )
+        nothing = only.shifts
+        return replace(
+            self,
+            rounds=(only,),
+            kept=nothing,
+            apart=nothing,
+            usual=self.usual[:0, states],
+            state_labels=None,
+        )
+
+    def place_newcomer(
+        self,
+        z: np.ndarray,
+        covariates: np.ndarray | None,
+        reference: Moments,
+    ) -> Newcomer:
+        """Place a sample that the bridge was not fitted on.
+
+        In turn its cells are assigned to the states, which stay where they are, and what then
+        differs from the reference within each state is shifted away.
+
+        Parameters
+        ----------
+        z
+            Embedding of the sample's cells, shape ``(cells, dims)``.
+        covariates
+            As in `fit`.
+        reference
+            Groups ``(states,)``: the reference's cells in the corrected embedding, but for what
+            lies apart.
+        """
+        one = np.zeros(len(z), dtype=np.intp)
+        facts = CellFacts(one, covariates)
+        covariates = _in_units(facts, self.unit)
+        last = self.rounds[-1]
+        even = np.zeros((1, len(last.centers)))
+        moved = z
+        for _ in range(StateOptions().rounds):
+            share = _responsibilities(moved, one, last.centers, even, None, self.width)
+            shifts = shifts_onto(z, share, reference, StateOptions().prior_cells)
+            levels = _levels(covariates, share)[None]
+            step = Round(last.centers, even, shifts.removed[None], last.slopes, levels)
+            before, moved = moved, _moved(z, one, covariates, share, step)
+            if _relative_change(before, moved) < 1e-3:
+                break
+        apart = (share @ shifts.apart).astype(z.dtype)
+        return Newcomer(moved, share, apart, shifts.removed, shifts.usual)
+
+
+def depth(x: Block) -> np.ndarray:
+    """Return the first covariate of all cells: ``log(1 + number of genes detected)``.
+
+    Parameters
+    ----------
+    x
+        Log-expression in memory, shape ``(cells, genes)``.
+    """
+    detected = np.asarray((x != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
+    found: np.ndarray = np.log1p(detected)
+    return found
+
+
+def frozen_states(centers: np.ndarray) -> ConditionalBridge:
+    """Return states at fixed places, ``(states, dims)``, to place newcomers in; no samples."""
+    n_states, dims = centers.shape
+    only = Round(
+        unit_vectors(centers),
+        log_odds=np.zeros((0, n_states)),
+        shifts=np.zeros((0, n_states, dims)),
+        slopes=np.zeros((n_states, 0, dims)),
+        levels=np.zeros((0, n_states, 0)),
+    )
+    nothing = only.shifts
+    return ConditionalBridge(
+        (only,), StateOptions().width, nothing, nothing, only.log_odds, None, np.ones(0)
+    )
+
+
+def _responsibilities(
+    z: np.ndarray,
+    codes: np.ndarray,
+    centers: np.ndarray,
+    log_odds: np.ndarray,
+    allowed: np.ndarray | None,
+    width: float,
+) -> np.ndarray:
+    logits = nearness(unit_vectors(z), centers, width) + log_odds[codes].astype(z.dtype)
+    return softmax(logits if allowed is None else logits + allowed)
+
+
+def _moved(
+    z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, share: np.ndarray, step: Round
+) -> np.ndarray:
+    offset = mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
+    for c in range(covariates.shape[1]):
+        offset += covariates[:, [c]] * (share @ step.slopes[:, c])
+    moved: np.ndarray = (z - offset).astype(z.dtype)
+    return moved
+
+
+def _levels(covariates: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return a sample's covariate means by state; few cells take the level of all of them."""
+    count = share.sum(axis=0, dtype=np.float64)[:, None]
+    level = covariates.mean(axis=0)
+    levels: np.ndarray = (share.T @ covariates + 10 * level) / (count + 10)
+    return levels
+
+
+def _within_sample_spread(facts: CellFacts, n_samples: int) -> np.ndarray:
+    if facts.covariates is None:
+        return np.ones(0)
+    moments = Moments.by_group(facts.covariates, facts.codes, n_samples)
+    spread = np.sqrt(moments.m2.sum(axis=0) / len(facts.codes))
+    unit: np.ndarray = np.where(spread > 0, spread, 1.0)
+    return unit
+
+
+def _in_units(facts: CellFacts, unit: np.ndarray) -> np.ndarray:
+    given = np.zeros((len(facts.codes), 0)) if facts.covariates is None else facts.covariates
+    if given.shape[1] != len(unit):
+        msg = f"Fitted with {len(unit)} covariates, received {given.shape[1]}."
+        raise ValueError(msg)
+    in_units: np.ndarray = given / unit
+    return in_units
+
+
+def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
+    return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), TINY)

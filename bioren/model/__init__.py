@@ -1,0 +1,1 @@
+"""The fitted model, its file, and `RenormAutoencoder`."""

@@ -1,0 +1,312 @@
+"""Fitting the autoencoder: minibatches, early stopping on held-out cells, history.
+
+Devices and mixed precision are Lightning Fabric's work, the progress bar tqdm's.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import lightning_fabric
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bioren.arrays.blocks import Block, as_block, to_dense
+from bioren.arrays.components import Projection
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.network.autoencoder import BridgeNetwork
+
+__all__ = [
+    "Epoch",
+    "TrainingOptions",
+    "decode",
+    "embed",
+    "embed_bridged",
+    "fit_network",
+    "split",
+    "train",
+]
+
+#: Cells per step where nothing is learned.
+LARGE_BATCH = 4096
+
+
+class TrainingOptions(NamedTuple):
+    """How the autoencoder is fitted.
+
+    Attributes
+    ----------
+    max_epochs
+        At most so many passes over the training cells; 0 leaves the principal components.
+    max_steps
+        No epoch begins after so many minibatches, so that large data are seen fewer times.
+    patience
+        Stop after so many epochs without a better result on the held-out cells.
+    batch_size
+        Cells per step.
+    learning_rate, weight_decay
+        Of AdamW.
+    held_out
+        Share of the cells that is not trained on and decides when to stop.
+    accelerator
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``: handed to Lightning Fabric.
+    precision
+        ``"32-true"``, ``"bf16-mixed"``, ...: handed to Lightning Fabric; ``"auto"`` is mixed on
+        CUDA and single elsewhere.
+    progress
+        Whether to show a progress bar, with the loss and the time left.
+    """
+
+    max_epochs: int = 40
+    max_steps: int = 2000
+    patience: int = 8
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    held_out: float = 0.1
+    accelerator: str = "auto"
+    precision: str = "auto"
+    progress: bool = True
+
+
+class Epoch(NamedTuple):
+    """One line of the training history.
+
+    Attributes
+    ----------
+    epoch
+        Number of passes over the training cells; 0 is the start, the principal components.
+    training, held_out
+        Mean reconstruction error per cell, in shares of the total variance.
+    """
+
+    epoch: int
+    training: float
+    held_out: float
+
+
+def fit_network(
+    x: Block,
+    codes: np.ndarray,
+    samples: Moments,
+    reference: Moments,
+    *,
+    sizes: tuple[int, int],
+    in_reference: np.ndarray | None,
+    options: TrainingOptions,
+    rng: np.random.Generator,
+) -> tuple[BridgeNetwork, list[Epoch]]:
+    """Train a network from the principal components of the training cells.
+
+    Parameters
+    ----------
+    x, codes
+        As for `train`.
+    samples, reference
+        Moments between which the bridge leads, groups ``(samples,)`` and ``()``.
+    sizes
+        Dimensions of the embedding, at most, and width of the hidden layers.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
+    options
+        See `TrainingOptions`.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    network
+        As it was in its best epoch, which may be the start.
+    history
+        See `train`.
+    """
+    most, n_hidden = sizes
+    bridges = AffineBridge.between(samples, reference)
+
+    def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
+        found = Projection.fit(x[rows], codes[rows], bridges, reference.mean, most, rng)
+        return found.loadings
+
+    training, held_out = split(len(codes), options.held_out, rng)
+    start = components(training, most)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        network = BridgeNetwork(len(start), len(samples.count), start.shape[1], n_hidden)
+    network.start_from(samples, reference, start, in_reference)
+    history = train(network, x, codes, (training, held_out), options, rng)
+    if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
+        # Training does not help here, so that no cell need be held out of the components.
+        everything = components(slice(None), start.shape[1])
+        network.start_from(samples, reference, everything, in_reference)
+    return network, history
+
+
+def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of training cells and of held-out cells (at least one of each)."""
+    order = rng.permutation(n_cells)
+    n_held_out = min(max(1, round(held_out * n_cells)), n_cells - 1)
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def train(
+    network: BridgeNetwork,
+    x: Block,
+    codes: np.ndarray,
+    cells: tuple[np.ndarray, np.ndarray],
+    options: TrainingOptions,
+    rng: np.random.Generator,
+) -> list[Epoch]:
+    """Fit the network and leave it as it was in its best epoch, which may be the start.
+
+    Parameters
+    ----------
+    network
+        At its start (`BridgeNetwork.start_from`); changed in place.
+    x
+        Expression of all cells, shape ``(cells, genes)``; only minibatches are made dense.
+    codes
+        Sample of each cell.
+    cells
+        Positions of training and of held-out cells.
+    options
+        See `TrainingOptions`.
+    rng
+        Orders the cells anew in each epoch.
+
+    Returns
+    -------
+    list of Epoch
+        One per epoch, the start included.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    training, held_out = cells
+    steps = math.ceil(len(training) / options.batch_size)
+    max_epochs = min(options.max_epochs, math.ceil(options.max_steps / steps))
+    fabric = _fabric(options)
+    model, optimizer = fabric.setup(network, _optimizer(network, options))
+
+    def error(positions: np.ndarray) -> float:
+        network.eval()
+        with torch.no_grad():
+            total = sum(
+                float(model(*batch).float().sum())
+                for batch in _minibatches(x, codes, positions, LARGE_BATCH, fabric.device)
+            )
+        return total / len(positions)
+
+    history = [Epoch(0, error(training), error(held_out))]
+    best, best_state = history[0], copy.deepcopy(network.state_dict())
+    with tqdm(total=max_epochs, desc="training", unit="epoch", disable=not options.progress) as bar:
+        for epoch in range(1, max_epochs + 1):
+            network.train()
+            losses = []
+            order = rng.permutation(training)
+            for batch in _minibatches(x, codes, order, options.batch_size, fabric.device):
+                loss = model(*batch).mean()
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                losses.append(loss.detach())
+            history.append(Epoch(epoch, float(torch.stack(losses).mean()), error(held_out)))
+            if not np.isfinite(history[-1]).all():
+                raise FloatingPointError(f"Training diverged: {history[-1]}.")
+            bar.set_postfix(loss=f"{history[-1].held_out:.4f}", refresh=False)
+            bar.update()
+            if history[-1].held_out < best.held_out:
+                best, best_state = history[-1], copy.deepcopy(network.state_dict())
+            elif epoch - best.epoch >= options.patience:
+                bar.total = epoch  # stopped early, and done
+                break
+    network.load_state_dict(best_state)
+    network.eval()
+    return history
+
+
+def embed(network: BridgeNetwork, x: Block, codes: np.ndarray) -> np.ndarray:
+    """Return the embedding of all cells before the bridge per state, float32."""
+    device = network.center.device
+    everything = np.arange(x.shape[0])
+    network.eval()
+    with torch.no_grad():
+        parts = [
+            network.encode(*batch).float().cpu().numpy()
+            for batch in _minibatches(x, codes, everything, LARGE_BATCH, device)
+        ]
+    return np.concatenate(parts)
+
+
+def embed_bridged(network: BridgeNetwork, blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the embedding of cells that are on the reference's scale already, float32.
+
+    Parameters
+    ----------
+    network
+        Trained.
+    blocks
+        Their expression, dense, some cells at a time.
+    """
+    device = network.center.device
+    network.eval()
+    with torch.no_grad():
+        parts = [
+            network.encode_bridged(torch.from_numpy(block.astype(np.float32)).to(device))
+            .cpu()
+            .numpy()
+            for block in blocks
+        ]
+    return np.concatenate(parts)
+
+
+def decode(network: BridgeNetwork, z: np.ndarray) -> np.ndarray:
+    """Return expression as if measured in the reference population, float32, cells x genes."""
+    device = network.center.device
+    network.eval()
+    with torch.no_grad():
+        parts = [
+            network.decode(torch.from_numpy(z[start : start + LARGE_BATCH]).to(device))
+            .cpu()
+            .numpy()
+            for start in range(0, len(z), LARGE_BATCH)
+        ]
+    return np.concatenate(parts)
+
+
+def _fabric(options: TrainingOptions) -> lightning_fabric.Fabric:
+    precision = options.precision
+    if precision == "auto":
+        on_cuda = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        precision = "bf16-mixed" if on_cuda else "32-true"
+    # Fabric announces devices and precision as it starts; the caller chose them.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    return lightning_fabric.Fabric(
+        accelerator=options.accelerator,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+    )
+
+
+def _optimizer(network: BridgeNetwork, options: TrainingOptions) -> torch.optim.Optimizer:
+    """Return AdamW over what is learned beside the principal components, which stay."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(learned, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def _minibatches(
+    x: Block, codes: np.ndarray, positions: np.ndarray, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield expression, dense and float32, and sample of some cells at a time."""
+    for start in range(0, len(positions), size):
+        cells = positions[start : start + size]
+        dense = to_dense(as_block(x[cells])).astype(np.float32, copy=False)
+        yield torch.from_numpy(dense).to(device), torch.from_numpy(codes[cells]).to(device)

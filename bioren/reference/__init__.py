@@ -1,0 +1,1 @@
+"""The reference population, and queries mapped onto it."""

@@ -1,0 +1,384 @@
+"""Queries mapped onto a fitted reference: embedding, corrected expression, score, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from bioren.arrays.apply import result_dtype
+from bioren.arrays.blocks import Block, row_blocks, stacked, to_dense
+from bioren.arrays.groups import TINY, Batches
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.alignment import Alignment, Removal
+from bioren.effects.denoising import Denoiser
+from bioren.effects.limits import embedding_of_kept, expression_bridge, within_limits
+from bioren.effects.state_profile import strata_of
+from bioren.effects.states import CellFacts, ConditionalBridge, depth
+from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.training import embed_bridged
+from bioren.reference.genes import MatchedGenes
+from bioren.reference.labels import LabelTransfer
+from bioren.reference.mapping import Frame, map_sample, stack
+from bioren.reference.novelty import Familiarity, averaging, calibrate, distances
+from bioren.reference.population import Population
+from bioren.wording import listed
+
+__all__ = ["Mapped", "Mapper"]
+
+#: The turns in gene space look at so many cells of a sample.
+SKETCH = 2000
+
+#: Distances are means over neighbours: in smaller samples they are not comparable.
+FEWEST_TO_JUDGE = 5
+
+#: Turns of states and bridge in the embedding that follow.  A second one changes nothing.
+EMBEDDED_TURNS = 1
+
+
+class Mapped(NamedTuple):
+    """Cells of a query in the reference population.
+
+    Attributes
+    ----------
+    embedding
+        Shape ``(cells, n_latent)``, float32.
+    corrected
+        Expression on the reference's scale of the genes in common, in the reference's order.
+    score
+        Probability that the reference holds the cell's type, shape ``(cells,)``; NaN where the
+        reference was too small to learn it from, and in samples of fewer than five cells.
+    labels
+        Per kind of label the most probable one of each cell, and its probability.
+    samples
+        A row per sample: ``cells``, and ``mapping_score``, the mean of its cells.
+    genes
+        Which genes are in common.
+    alignment
+        Effects and bridges of the samples against the reference; the genes in common.
+    by_state
+        Moments of each sample as measured, groups ``(samples, states)``.
+    reference
+        The population that it was mapped onto.
+    batches
+        Sample of each cell.
+    """
+
+    embedding: np.ndarray
+    corrected: np.ndarray
+    score: np.ndarray
+    labels: dict[str, tuple[np.ndarray, np.ndarray]]
+    samples: pd.DataFrame
+    genes: MatchedGenes
+    alignment: Alignment
+    by_state: Moments
+    reference: Population
+    batches: Batches
+
+    def expression(self, x: Any) -> np.ndarray:
+        """Return the corrected expression of all genes of a query, those not in common as in `x`.
+
+        Parameters
+        ----------
+        x
+            What was mapped, shape ``(cells, genes)``.
+        """
+        whole = np.empty(x.shape, dtype=self.corrected.dtype)
+        for rows, block in row_blocks(x):
+            whole[rows] = to_dense(block)
+        whole[:, self.genes.query] = self.corrected
+        return whole
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """All that mapping needs; no cell, and of the reference's samples their moments.
+
+    Attributes
+    ----------
+    population
+        The reference in gene space.
+    network
+        Its encoder embeds bridged expression.
+    states
+        The states in the embedding.
+    embedded
+        Groups ``(states,)``: the reference's cells in the corrected embedding, but for what lies
+        apart: there states are compared.
+    places
+        The same with it: there the reference has cells.
+    denoiser
+        Draws cells towards their states.
+    familiarity
+        Judges how well the reference knows a cell.
+    removal
+        How much of a query's effect is removed.
+    labels
+        What is known of the reference's cells, by the name of the column.
+    """
+
+    population: Population
+    network: BridgeNetwork
+    states: ConditionalBridge
+    embedded: Moments
+    places: Moments
+    denoiser: Denoiser
+    familiarity: Familiarity
+    removal: Removal
+    labels: dict[str, LabelTransfer]
+
+    @classmethod
+    def fit(
+        cls,
+        population: Population,
+        network: BridgeNetwork,
+        states: ConditionalBridge,
+        denoiser: Denoiser,
+        removal: Removal,
+        *,
+        cells: tuple[Block, CellFacts, np.ndarray, np.ndarray, np.ndarray],
+        rng: np.random.Generator,
+    ) -> Self:
+        """Keep what mapping needs, and learn on the reference's own cells what is far.
+
+        Parameters
+        ----------
+        population, network, states, denoiser, removal
+            See `Mapper`.
+        cells
+            Of the reference: log-expression of the variable genes, in memory; what is known of
+            them; their shares in the states; their corrected embedding; the same without what
+            lies apart.
+        rng
+            Chooses samples and cells, where there are many.
+        """
+        x, facts, share, full, together = cells
+        there, n_samples = population.in_reference, len(population.samples)
+        embedded, places = (
+            Moments.by_group(z, facts.codes, n_samples, share) for z in (together, full)
+        )
+        bridged = population.bridged(population.variable)
+
+        def without(sample: int) -> Frame:
+            others = there & (np.arange(n_samples) != sample)
+            others = others if others.any() else there
+            return Frame(
+                strata_of(bridged, others),
+                states,
+                embedded[others].pooled(),
+                places[others].pooled(),
+            )
+
+        def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
+            blocks = (
+                bridge.scale * to_dense(block) + bridge.shift for _, block in row_blocks(some)
+            )
+            return embed_bridged(network, blocks)
+
+        return cls(
+            population=population,
+            network=network,
+            states=states,
+            embedded=embedded[there].pooled(),
+            places=places[there].pooled(),
+            denoiser=denoiser,
+            familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
+            removal=removal,
+            labels={},
+        )
+
+    def map(
+        self,
+        x: Any,
+        genes: MatchedGenes,
+        batches: Batches,
+        covariates: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Mapped:
+        """Map the samples of a query, each by itself.
+
+        Parameters
+        ----------
+        x
+            Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        genes
+            Which of its genes the reference has.
+        batches
+            Sample of each cell.
+        covariates
+            Those that the model was fitted with, but for the cells' depth.
+        rng
+            Chooses cells among which neighbours are sought, where a sample has many.
+        """
+        n_cells, dims = x.shape[0], self.denoiser.centers.shape[1]
+        embedding = np.empty((n_cells, dims), dtype=np.float32)
+        corrected = np.empty((n_cells, len(genes.query)), dtype=result_dtype(x))
+        score = np.empty(n_cells)
+        alignments, moments = [], []
+        seed = rng.integers(2**63)
+        shared = stacked([block[:, genes.query] for _, block in row_blocks(x)])
+        for sample in range(len(batches.names)):
+            cells = np.flatnonzero(batches.codes == sample)
+            # The same numbers for each sample, so that none depends on how many there are.
+            own = np.random.default_rng(seed)
+            found = self._map_sample(shared[cells], genes.reference, covariates[cells], own)
+            embedding[cells], corrected[cells], score[cells], alignment, by_state = found
+            alignments.append(alignment)
+            moments.append(by_state)
+        alignment = stack(alignments)
+        labels = {}
+        for name, transfer in self.labels.items():
+            codes, probability = transfer.predict(embedding)
+            labels[name] = np.array(transfer.names, dtype=object)[codes], probability
+        counts = np.bincount(batches.codes, minlength=len(batches.names))
+        by_sample = pd.Series(score).groupby(batches.codes).mean()
+        samples = pd.DataFrame(
+            {"cells": counts, "mapping_score": by_sample.to_numpy()},
+            index=pd.Index(batches.names, name="sample"),
+        )
+        by_state = Moments.stacked(moments)
+        return Mapped(
+            embedding,
+            corrected,
+            score,
+            labels,
+            samples,
+            genes,
+            alignment,
+            by_state,
+            self.population,
+            batches,
+        )
+
+    def add(
+        self, mapped: Mapped, names: list[str] | None = None, *, in_reference: bool | None = None
+    ) -> Self:
+        """Return the mapper whose population holds the samples of a query as well.
+
+        Genes that the query lacks are taken to be as the reference expects them.
+
+        Parameters
+        ----------
+        mapped
+            The query, mapped.
+        names
+            Of its samples, new ones; None: as they were in the query.
+        in_reference
+            See `Population.add`.
+
+        Raises
+        ------
+        ValueError
+            The population has a sample of that name, or the names are not one per sample; or the
+            query was mapped onto another reference.
+        """
+        if not self.population.has_states_of(mapped.reference):
+            raise ValueError("The query was mapped onto another reference: map it onto this one.")
+        own = list(mapped.samples.index)
+        names = own if names is None else names
+        if len(names) != len(own):
+            msg = f"Give one name for each of {len(own)} samples, {listed(own)}; received {names}."
+            raise ValueError(msg)
+        population = self.population
+        known = population.strata.by_state
+        genes = mapped.genes.reference
+        for row, name in enumerate(names):
+            count = mapped.by_state.count[row]
+            expected = Moments(count, known.mean.copy(), known.var() * count[:, None])
+            expected.mean[:, genes] = mapped.by_state.mean[row]
+            expected.m2[:, genes] = mapped.by_state.m2[row]
+            n_genes = len(population.genes)
+            bridge = AffineBridge.identity(n_genes)
+            full = mapped.alignment.full
+            bridge.scale[genes], bridge.shift[genes] = full.scale[row], full.shift[row]
+            population = population.add(name, expected, bridge, in_reference=in_reference)
+        return replace(self, population=population)
+
+    def _map_sample(
+        self, x: Block, columns: np.ndarray, covariates: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Alignment, Moments]:
+        """Map one sample; `columns` are the positions of its genes in the population."""
+        place = np.full(len(self.population.genes), -1)
+        place[self.population.variable] = np.arange(len(self.population.variable))
+        seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
+        inputs = place[columns[seen]]  # among the network's
+        some = x[:, seen]
+        frame = Frame(self.population.strata, self.states, self.embedded, self.places)
+        frame = frame.of_genes(columns)
+        of_variable = self._as_seen(frame.of_genes(seen), inputs)
+        # In gene space first, where a turn costs little.
+        sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
+        start = self.population.place(some[sketch], columns[seen]).alignment
+
+        def encode(bridge: AffineBridge) -> np.ndarray:
+            return embed_bridged(self.network, self._inputs(some, inputs, bridge))
+
+        mapped = map_sample(
+            x,
+            np.hstack([depth(some), covariates]),
+            frame,
+            encode,
+            variable=(some, seen),
+            removal=self.removal,
+            start=start.full,
+            turns=EMBEDDED_TURNS,
+        )
+        alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
+        placed = mapped.placed
+        one = np.zeros(x.shape[0], dtype=np.intp)
+
+        of_some = alignment.of_genes(seen)
+        loadings = self.network.components.detach().cpu().numpy()[inputs]
+        shifts = placed.shifts[None]
+        removed = within_limits(
+            self.removal.strength * shifts, of_some, loadings, self.removal.d_max
+        )
+        kept = placed.share @ (shifts - removed)[0]
+        kept += embedding_of_kept(some, one, of_some, loadings)
+        embedding = self.denoiser.embedding(placed.full, placed.share, placed.apart) + kept
+
+        expression = expression_bridge(
+            mapped.by_state,
+            alignment,
+            self.removal,
+            usual=placed.usual[None],
+            onto=frame.strata,
+        )
+        corrected = expression.apply(x, one, placed.share)
+        score = np.full(x.shape[0], np.nan)
+        if x.shape[0] >= FEWEST_TO_JUDGE:
+            near = averaging(some, of_some.full, of_variable, rng)
+            far = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
+            score = self.familiarity.score(far)
+        return embedding, corrected, score, alignment, mapped.by_state
+
+    def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
+        """Return the frame with its cells where, and as far apart as, these genes tell."""
+        everything = np.arange(len(self.population.variable))
+        if len(inputs) == len(everything):
+            return frame
+        by_state = self.population.strata.by_state.of_genes(self.population.variable)
+        squared = self.network.components.detach().cpu().numpy() ** 2
+        nothing = AffineBridge.identity(1, 1)
+        (whole, width), (seen, seen_width) = (
+            (
+                embed_bridged(self.network, self._inputs(by_state.mean[:, of], of, nothing)),
+                by_state.m2[:, of] @ squared[of],
+            )
+            for of in (everything, inputs)
+        )
+        known = frame.places
+        m2 = known.m2 * seen_width / np.maximum(width, TINY)
+        return frame._replace(places=Moments(known.count, known.mean + seen - whole, m2))
+
+    def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
+        """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""
+        center = self.network.center.detach().cpu().numpy()
+        for _, block in row_blocks(x):
+            whole = np.tile(center, (block.shape[0], 1))
+            whole[:, inputs] = bridge.scale * to_dense(block) + bridge.shift
+            yield whole

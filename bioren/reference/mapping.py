@@ -1,0 +1,138 @@
+"""A new sample on a reference population: closed-form rounds, no training.
+
+States tell which cells of the sample compare with which of the reference, the bridge of the
+genes takes the sample's effect away, and what is left of it shows the states more clearly.  The
+reference stays as it is, and every sample is mapped by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.alignment import Alignment, Removal, compare
+from bioren.effects.standardization import standardize_onto
+from bioren.effects.state_profile import Strata
+from bioren.effects.states import ConditionalBridge, Newcomer
+
+__all__ = ["Frame", "MappedSample", "map_sample", "stack"]
+
+#: States are sought so many times, with a better bridge each time.
+TURNS = 4
+
+
+class Frame(NamedTuple):
+    """What of a reference population a sample is mapped by.
+
+    Attributes
+    ----------
+    strata
+        The reference by state, in gene space.
+    states
+        The states in an embedding.
+    embedded
+        Groups ``(states,)``: the reference's cells in that embedding, but for what lies apart.
+    places
+        The same with it.
+    """
+
+    strata: Strata
+    states: ConditionalBridge
+    embedded: Moments
+    places: Moments
+
+    def of_genes(self, index: np.ndarray) -> Frame:
+        """Return the frame of some genes; the embedding stays."""
+        return self._replace(strata=self.strata.of_genes(index))
+
+
+class MappedSample(NamedTuple):
+    """One sample, mapped.
+
+    Attributes
+    ----------
+    alignment
+        Its effects and bridges against the reference; one sample, the genes given.
+    bridged
+        Embedding of its cells after the bridge of the genes, shape ``(cells, dims)``.
+    placed
+        The cells in their states, after what still differed within them was shifted away.
+    by_state
+        Groups ``(1, states)``: its moments as measured.
+    """
+
+    alignment: Alignment
+    bridged: np.ndarray
+    placed: Newcomer
+    by_state: Moments
+
+
+def map_sample(
+    x: Any,
+    covariates: np.ndarray | None,
+    frame: Frame,
+    encode: Callable[[AffineBridge], np.ndarray],
+    *,
+    variable: tuple[Any, np.ndarray],
+    removal: Removal,
+    start: AffineBridge | None = None,
+    turns: int = TURNS,
+) -> MappedSample:
+    """Map the cells of one sample.
+
+    Parameters
+    ----------
+    x
+        Log-expression, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+    covariates
+        Of the cells, as `frame.states` was fitted with.
+    frame
+        The reference; its strata are those of the genes of `x`.
+    encode
+        Returns the cells' embedding after a bridge, of shape ``(1, variable genes)``.
+    variable
+        The genes in which states are sought, as ``(matrix, indices)``: their part of `x` and
+        their columns in it.
+    removal
+        How much of the effect is removed; states are sought where all of it is.
+    start
+        Bridge of the variable genes to begin with; None: expression as it is.
+    turns
+        Number of turns of states and bridge.
+    """
+    some, columns = variable
+    of_some = frame.strata.of_genes(columns)
+    one = np.zeros(x.shape[0], dtype=np.intp)
+    bridge = start or AffineBridge.identity(1, len(columns))
+    overlaps: list[np.ndarray] = []
+    for turn in range(turns):
+        bridged = encode(bridge)
+        placed = frame.states.place_newcomer(bridged, covariates, frame.embedded)
+        # Before the last turn the bridge serves to find states, in the genes that tell them.
+        last = turn == turns - 1
+        by_state = Moments.by_group(x if last else some, one, 1, placed.share)
+        strata = frame.strata if last else of_some
+        alignment = compare(standardize_onto(by_state, strata), removal)
+        bridge = alignment.full
+        overlaps.append(alignment.overlap)
+    alignment = alignment._replace(overlap_before=overlaps[0])
+    return MappedSample(alignment, bridged, placed, by_state)
+
+
+def stack(alignments: list[Alignment]) -> Alignment:
+    """Return alignments with the same reference and genes as one, sample below sample."""
+    fields: dict[str, Any] = {"reference": alignments[0].reference}
+    for name in set(Alignment._fields) - set(fields):
+        parts = [getattr(one, name) for one in alignments]
+        if isinstance(parts[0], Moments):
+            fields[name] = Moments.stacked(parts)
+        elif isinstance(parts[0], AffineBridge):
+            scales, shifts = ([getattr(one, of) for one in parts] for of in ("scale", "shift"))
+            fields[name] = AffineBridge(np.concatenate(scales), np.concatenate(shifts))
+        else:
+            fields[name] = np.concatenate(parts)
+    return Alignment(**fields)

@@ -1,0 +1,611 @@
+"""The reference population: moments by sample and cell state, and all that follows from them.
+
+A population holds no cell.  Per sample and state it holds a number of cells, means and variances;
+levels of the states, their composition, the scale of the reference and the effect of each sample
+follow, so that samples can be added, taken out or merged without the cells of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from bioren.arrays.blocks import gather_rows
+from bioren.arrays.components import Projection
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.alignment import Alignment, Removal, compare
+from bioren.effects.standardization import standardize
+from bioren.effects.state_profile import Standing, Strata, strata_of
+from bioren.effects.states import frozen_states
+from bioren.files.container import Stored, digest, read, write
+from bioren.reference.genes import FEWEST
+from bioren.reference.mapping import Frame, MappedSample, map_sample, stack
+from bioren.wording import listed
+
+__all__ = ["LEAST_CELLS", "Population"]
+
+#: What is published of fewer cells than this may be about single persons' cells.
+LEAST_CELLS = 10
+
+KIND = "population"
+
+#: Name of the one sample of a published population.
+POOLED = "reference"
+
+
+class Pooled(NamedTuple):
+    """What the sample of a published population stands for.
+
+    Attributes
+    ----------
+    n_samples
+        Number of samples that it was pooled of.
+    weight, composition
+        See `bioren.effects.state_profile.Standing`; shape ``(states,)``, float32.
+    """
+
+    n_samples: int
+    weight: np.ndarray
+    composition: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Moments of samples by cell state, and what follows from them.
+
+    Attributes
+    ----------
+    genes
+        Names of the genes.
+    samples
+        Names of the samples.
+    by_state
+        Groups ``(samples, states)``: cells, means and squared deviations of log-expression as it
+        was measured, float32.
+    bridges
+        One per sample, from its scale to the reference's; ``(samples, genes)``.
+    in_reference
+        Which samples make up the reference, boolean of shape ``(samples,)``.
+    variable
+        Columns of the genes in which states are told apart.
+    components
+        Orthonormal columns, ``(variable genes, dims)``: the space in which they are told apart.
+    recipe
+        How expression was normalised, and versions; JSON.
+    published
+        For a population that was reduced by `publish`, the names and cells of its samples, which
+        are pooled into one; else None.
+    pooled
+        What that one stands for; else None.
+
+    Examples
+    --------
+    >>> population = model.population_                                  # doctest: +SKIP
+    >>> population.without("donor3").save("eleven_donors.bioren")       # doctest: +SKIP
+    """
+
+    genes: pd.Index
+    samples: list[str]
+    by_state: Moments
+    bridges: AffineBridge
+    in_reference: np.ndarray
+    variable: np.ndarray
+    components: np.ndarray
+    recipe: Mapping[str, Any]
+    published: Mapping[str, int] | None = None
+    pooled: Pooled | None = None
+
+    @property
+    def cells(self) -> pd.Series:
+        """Return the number of cells of each sample."""
+        if self.published is not None:
+            return pd.Series(self.published, name="cells", dtype=np.int64)
+        counts = np.rint(self.by_state.count.sum(axis=1)).astype(np.int64)
+        return pd.Series(counts, index=self.samples, name="cells")
+
+    @property
+    def target_sum(self) -> float | None:
+        """Return the molecules per cell that expression was brought to, if that is known."""
+        found: float | None = self.recipe.get("target_sum")
+        return found
+
+    @cached_property
+    def strata(self) -> Strata:
+        """Return the reference by state: composition, levels and variances on its own scale."""
+        standing = Standing.of(self.by_state.count.astype(np.float64))
+        if self.pooled is not None:
+            row = self.samples.index(POOLED)
+            standing.weight[row], standing.composition[row] = self.pooled[1:]
+            standing.samples[row] = self.pooled.n_samples
+        return strata_of(self.bridged(), self.in_reference, standing)
+
+    def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
+        """Return the moments of some genes on the reference's scale."""
+        scale, shift = self.bridges.scale[:, None, genes], self.bridges.shift[:, None, genes]
+        moved = self.by_state.of_genes(genes).moved(scale, shift)
+        return Moments(moved.count.astype(np.float64), moved.mean, moved.m2)
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of all that it holds, as 64 hexadecimal digits."""
+        return digest(KIND, *self.contents())
+
+    def columns_of(self, genes: pd.Index) -> np.ndarray:
+        """Return the position of each of some genes.
+
+        Raises
+        ------
+        ValueError
+            Some are not among its genes, or too few of them tell its states apart.
+        """
+        columns: np.ndarray = self.genes.get_indexer(genes)
+        missing = genes[columns < 0]
+        if len(missing):
+            msg = (
+                f"{len(missing)} of {len(genes)} genes are not in the reference population: "
+                f"{listed(missing)}. Keep the others: "
+                "adata[:, adata.var_names.isin(population.genes)].copy()"
+            )
+            raise ValueError(msg)
+        n_variable = int(np.isin(self.variable, columns).sum())
+        if n_variable < FEWEST:
+            msg = (
+                f"There are {n_variable} of the {len(self.variable)} genes that tell the "
+                f"reference's cell states apart, at least {FEWEST} are needed: give all genes that "
+                "were measured."
+            )
+            raise ValueError(msg)
+        return columns
+
+    def align(
+        self, x: Any, codes: np.ndarray, n_samples: int, columns: np.ndarray, removal: Removal
+    ) -> Alignment:
+        """Find the bridge of samples to this population, each by itself.
+
+        Parameters
+        ----------
+        x
+            Log-expression, shape ``(cells, genes)``.
+        codes
+            Sample of each cell, in ``range(n_samples)``, each having a cell.
+        n_samples
+            Number of samples.
+        columns
+            Position of each gene of `x` among `genes`.
+        removal
+            How much is removed.
+        """
+        found = [
+            self.place(gather_rows(x, np.flatnonzero(codes == sample)), columns, removal)
+            for sample in range(n_samples)
+        ]
+        return stack([one.alignment for one in found])
+
+    def place(self, x: Any, columns: np.ndarray, removal: Removal | None = None) -> MappedSample:
+        """Map one sample in gene space.
+
+        Parameters
+        ----------
+        x
+            Log-expression of its cells, shape ``(cells, genes)``.
+        columns
+            Position of each gene of `x` among `genes`.
+        removal
+            How much of its effect is removed; None: the defaults of `Removal`.
+        """
+        place = np.full(len(self.genes), -1)
+        place[columns] = np.arange(len(columns))
+        present = place[self.variable] >= 0
+        seen = place[self.variable[present]]
+        some = x[:, seen]
+        # The states are where these genes put them: the others would shift the sample's cells.
+        strata, components = self.strata.of_genes(columns), self.components[present]
+        strata = strata.of_states(np.flatnonzero(strata.by_state.count > 0))
+        of_some = strata.of_genes(seen)
+        center, level = of_some.whole().mean, of_some.by_state
+        embedded = Moments(
+            level.count, (level.mean - center) @ components, level.m2 @ components**2
+        )
+        projection = Projection(center, components)
+        one = np.zeros(x.shape[0], dtype=np.intp)
+        return map_sample(
+            x,
+            None,
+            Frame(strata, frozen_states(embedded.mean), embedded, embedded),
+            lambda bridge: projection.apply(some, one, bridge),
+            variable=(some, seen),
+            removal=removal or Removal(),
+        )
+
+    def merge(self, other: Population) -> Self:
+        """Return both populations together; a sample that both have holds the cells of both.
+
+        Raises
+        ------
+        ValueError
+            They were not made of the same states.
+        """
+        self._check_same_states(other)
+        names = list(dict.fromkeys([*self.samples, *other.samples]))
+        ours, theirs = self._as_samples(names), other._as_samples(names)
+        known = np.isin(names, self.samples)[:, None]
+        return replace(
+            self,
+            samples=names,
+            by_state=_single(ours.by_state.merge(theirs.by_state)),
+            bridges=AffineBridge(
+                np.where(known, ours.bridges.scale, theirs.bridges.scale),
+                np.where(known, ours.bridges.shift, theirs.bridges.shift),
+            ),
+            in_reference=ours.in_reference | theirs.in_reference,
+            published=self._published(self.cells.add(other.cells, fill_value=0), other),
+            pooled=self.pooled or other.pooled,
+        )
+
+    def add(
+        self,
+        name: str,
+        by_state: Moments,
+        bridge: AffineBridge,
+        *,
+        in_reference: bool | None = None,
+    ) -> Self:
+        """Return the population with one more sample.
+
+        Parameters
+        ----------
+        name
+            Of the sample, which must be new.
+        by_state
+            Groups ``(states,)``: its moments as measured.
+        bridge
+            From its scale to the reference's, shape ``(genes,)``.
+        in_reference
+            Whether it becomes part of the reference; None: if all others are.
+        """
+        if name in self.samples or name in (self.published or ()):
+            msg = f"The population has a sample {name!r} already: give this one another name."
+            raise ValueError(msg)
+        if in_reference is None:
+            in_reference = bool(self.in_reference.all())
+        added = replace(
+            self,
+            samples=[name],
+            by_state=_single(by_state[None]),
+            bridges=bridge[None],
+            in_reference=np.array([in_reference]),
+            published=None,
+            pooled=None,
+        )
+        return self.merge(added)
+
+    def subtract(self, other: Population) -> Self:
+        """Return the population without the cells of another, part of this one.
+
+        Undoes `merge`.  Samples of which no cell is left are gone.
+
+        Raises
+        ------
+        ValueError
+            `other` is not part of this population, or nothing is left.
+        """
+        self._check_same_states(other)
+        unknown = [name for name in other.samples if name not in self.samples]
+        if unknown:
+            msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
+            raise ValueError(msg)
+        here, taken = self.by_state, other._as_samples(self.samples).by_state
+        # Sums of shares in single precision seldom cancel to exactly nothing.
+        nothing = np.abs(here.count - taken.count) <= 1e-3 + 1e-6 * here.count
+        count = np.where(nothing & (taken.count > 0), here.count, taken.count)
+        left = here.subtract(Moments(count, taken.mean, taken.m2))
+        some = left.count.sum(axis=1) > 0.5  # cells are whole
+        published = self._published(self.cells.sub(other.cells, fill_value=0), other)
+        return replace(self, by_state=_single(left), published=published)._of_samples(some)
+
+    def without(self, samples: str | Sequence[str]) -> Self:
+        """Return the population without some samples; those that are left keep their bridges.
+
+        The reference's scale, which all samples together made, stays: ``relative_to(None)`` finds
+        it anew.  The components in which states are told apart keep a trace of all cells.
+
+        Raises
+        ------
+        ValueError
+            There is no such sample, or nothing is left.
+        """
+        return self._of_samples(~self._named(samples))
+
+    def relative_to(self, samples: str | Sequence[str] | None) -> Self:
+        """Return the population with another reference: a sample, several, or None for all.
+
+        The bridges of all samples are found anew, from their moments.
+        """
+        if self.published is not None:
+            msg = "This population was published: its samples are pooled, and none can be chosen."
+            raise ValueError(msg)
+        chosen = np.ones(len(self.samples), dtype=bool) if samples is None else self._named(samples)
+        alignment = compare(standardize(self.by_state, chosen), Removal())
+        return replace(self, bridges=alignment.full, in_reference=chosen)
+
+    def publish(
+        self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
+    ) -> None:
+        """Write a file to be shared, in which nothing is told of few cells.
+
+        Parameters
+        ----------
+        path, overwrite
+            As for `save`.
+        min_cells
+            See `reduced`.
+        """
+        self.reduced(min_cells)[0].save(path, overwrite=overwrite)
+
+    def reduced(self, min_cells: int = LEAST_CELLS) -> tuple[Self, np.ndarray]:
+        """Return what may be shared: the samples of the reference pooled, state by state.
+
+        Parameters
+        ----------
+        min_cells
+            Samples of fewer cells are left out, and so are states in which there are fewer.
+
+        Returns
+        -------
+        population
+            With one sample, which stands for all.
+        states
+            Which states are left.
+
+        Raises
+        ------
+        ValueError
+            `min_cells` is below 3; nothing is left; the population was published before.
+        """
+        if min_cells < 3:
+            msg = f"min_cells must be 3 or more, received {min_cells}: a mean of two tells both."
+            raise ValueError(msg)
+        if self.published is not None:
+            raise ValueError("This population was published already: copy its file.")
+        told = self.in_reference & (self.by_state.count.sum(axis=1) >= min_cells)
+        states = np.flatnonzero(self.by_state.count[told].sum(axis=0) >= min_cells)
+        if len(states) == 0:
+            msg = (
+                f"No sample, or no state, has {min_cells} cells: nothing can be published. "
+                "Choose a smaller min_cells, if that is safe."
+            )
+            raise ValueError(msg)
+        some = self._of_samples(told)
+        strata = some.strata.of_states(states)
+        shared = replace(
+            self,
+            samples=[POOLED],
+            by_state=_single(strata.by_state[None]),
+            bridges=AffineBridge.identity(1, len(self.genes)),
+            in_reference=np.ones(1, dtype=bool),
+            published={name: int(n) for name, n in some.cells.items()},
+            pooled=some._as_one(states),
+        )
+        return shared, states
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write all of it to a file, for `load`; to share it, see `publish`.
+
+        Parameters
+        ----------
+        path
+            File to write, such as ``"blood.bioren"``; it is whole or absent.
+        overwrite
+            Whether a file that is there may be replaced.
+
+        Raises
+        ------
+        FileExistsError, OSError
+            The file exists, or cannot be written.
+        """
+        write(path, KIND, *self.contents(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a population from its file, or from that of a model.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            It is damaged, was changed, is of a newer format, or something else.
+        """
+        stored = read(path, (KIND, "model"))
+        try:
+            return cls.from_stored(stored if stored.kind == KIND else stored.part(KIND))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> Self:
+        """Return the population that a file holds.
+
+        Raises
+        ------
+        ValueError
+            It does not fit together.
+        """
+        genes, samples = stored.names("genes"), stored.names("samples")
+        n_samples, n_genes = len(samples), len(genes)
+        count = stored.array("count", n_samples, None)
+        shape = n_samples, count.shape[1], n_genes
+        mean, m2 = stored.array("mean", *shape), stored.array("m2", *shape)
+        variable = stored.array("variable", None, kind="i")
+        in_reference = stored.array("in_reference", n_samples, kind="b")
+        inside = (variable >= 0).all() and (variable < n_genes).all()
+        if not inside or len(np.unique(variable)) < len(variable) or len(variable) == 0:
+            raise ValueError("The positions of the variable genes do not fit the genes.")
+        if (count < 0).any() or (m2 < 0).any() or not in_reference.any() or 0 in shape:
+            raise ValueError("The population holds negative counts or variances, or no reference.")
+        if not (count.sum(axis=1) > 1e-3).all():
+            raise ValueError("The population holds samples without cells.")
+        scale = stored.array("scale", n_samples, n_genes)
+        if (scale <= 0).any():
+            raise ValueError("The population holds bridges whose scale is not positive.")
+        components = stored.array("components", len(variable), None)
+        if components.shape[1] == 0 or (np.abs(components) > 1.01).any():
+            raise ValueError("The components of the population are not orthonormal.")
+        recipe = stored.mapping("recipe")
+        if recipe.get("target_sum") is not None:
+            stored._replace(about=recipe).number("target_sum", 0)
+        published = None
+        if stored.about.get("published") is not None:
+            published = stored.mapping("published")
+            cells = stored._replace(about=published)
+            published = {name: cells.integer(name, 1) for name in published}
+            if not published:
+                raise ValueError("The population was published without samples.")
+        pooled = None
+        if stored.about["pooled"] is not None:
+            if POOLED not in samples or published is None:
+                raise ValueError("The population says what no sample of it stands for.")
+            pooled = Pooled(
+                stored.integer("pooled", 1),
+                *(stored.array(f"pooled/{of}", shape[1]) for of in ("weight", "composition")),
+            )
+            if (pooled.weight < 0).any() or not (pooled.composition >= 0).all():
+                raise ValueError("The population holds negative weights.")
+        return cls(
+            genes=pd.Index(genes),
+            samples=samples,
+            by_state=Moments(count, mean, m2),
+            bridges=AffineBridge(scale, stored.array("shift", n_samples, n_genes)),
+            in_reference=in_reference,
+            variable=variable,
+            components=components,
+            recipe=recipe,
+            published=published,
+            pooled=pooled,
+        )
+
+    def contents(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what a file holds of it: all but arrays, and arrays."""
+        about = {
+            "genes": list(map(str, self.genes)),
+            "samples": list(self.samples),
+            "recipe": dict(self.recipe),
+            "published": None if self.published is None else dict(self.published),
+            "pooled": None if self.pooled is None else self.pooled.n_samples,
+        }
+        arrays = {
+            "count": self.by_state.count,
+            "mean": self.by_state.mean,
+            "m2": self.by_state.m2,
+            "scale": self.bridges.scale,
+            "shift": self.bridges.shift,
+            "in_reference": self.in_reference,
+            "variable": self.variable,
+            "components": self.components,
+        }
+        if self.pooled is not None:
+            arrays |= {"pooled/weight": self.pooled.weight}
+            arrays |= {"pooled/composition": self.pooled.composition}
+        return about, arrays
+
+    def __repr__(self) -> str:
+        """Return the sizes."""
+        n_states = self.by_state.count.shape[1]
+        return (
+            f"Population: {len(self.cells)} samples, {self.cells.sum():,} cells, "
+            f"{len(self.genes):,} genes, {n_states} states"
+            + (", published" if self.published is not None else "")
+        )
+
+    def _named(self, samples: str | Sequence[str]) -> np.ndarray:
+        wanted = [samples] if isinstance(samples, str) else list(samples)
+        unknown = [name for name in wanted if name not in self.samples]
+        if not wanted:
+            raise ValueError(f"No sample is named. There are {listed(self.samples)}.")
+        if unknown:
+            msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
+            if self.published is not None:
+                msg += " The samples of a published population are pooled into one."
+            raise ValueError(msg)
+        return np.isin(self.samples, wanted)
+
+    def _as_one(self, states: np.ndarray) -> Pooled:
+        """Return what the samples of the reference stand for together, in some states."""
+        standing = Standing.of(self.by_state.count[self.in_reference].astype(np.float64))
+        composition = standing.composition.mean(axis=0)[states]
+        weight = standing.weight.sum(axis=0)[states]
+        return Pooled(
+            len(standing.samples),
+            weight.astype(np.float32),
+            (composition / composition.sum()).astype(np.float32),
+        )
+
+    def _of_samples(self, some: np.ndarray) -> Self:
+        in_reference = self.in_reference[some]
+        if not in_reference.any():
+            raise ValueError("No sample of the reference would be left.")
+        samples = [name for name, here in zip(self.samples, some, strict=True) if here]
+        cells = self.cells
+        # Those that were pooled are there as long as the sample that stands for them.
+        stands_for = np.where(cells.index.isin(self.samples), cells.index, POOLED)
+        return replace(
+            self,
+            samples=samples,
+            published=self._published(cells[np.isin(stands_for, samples)], self),
+            pooled=self.pooled if POOLED in samples else None,
+            by_state=self.by_state[some],
+            bridges=self.bridges[some],
+            in_reference=in_reference,
+        )
+
+    def _as_samples(self, names: list[str]) -> Self:
+        """Return the population with these samples in this order, some of them empty."""
+        rows = [names.index(name) for name in self.samples]
+        n_states, n_genes = self.by_state.mean.shape[1:]
+        by_state = _single(Moments.empty((len(names), n_states), n_genes))
+        by_state.count[rows] = self.by_state.count
+        by_state.mean[rows], by_state.m2[rows] = self.by_state.mean, self.by_state.m2
+        bridges = AffineBridge.identity(len(names), n_genes)
+        bridges.scale[rows], bridges.shift[rows] = self.bridges.scale, self.bridges.shift
+        in_reference = np.zeros(len(names), dtype=bool)
+        in_reference[rows] = self.in_reference
+        return replace(
+            self, samples=names, by_state=by_state, bridges=bridges, in_reference=in_reference
+        )
+
+    def _published(self, cells: pd.Series, other: Population) -> dict[str, int] | None:
+        """Return the cells of samples if those of this population or another were published."""
+        if self.published is None and other.published is None:
+            return None
+        return {name: int(n) for name, n in cells.items() if n > 0}
+
+    def has_states_of(self, other: Population) -> bool:
+        """Return whether both are parts of one reference, by the same genes and states."""
+        return (
+            self.genes.equals(other.genes)
+            and self.by_state.mean.shape[1:] == other.by_state.mean.shape[1:]
+            and np.array_equal(self.variable, other.variable)
+            and np.array_equal(self.components, other.components)
+        )
+
+    def _check_same_states(self, other: Population) -> None:
+        if not self.has_states_of(other):
+            msg = (
+                "The populations are not of the same genes and states: only parts of one reference "
+                "can be merged or subtracted. Map the samples instead (bioren.tl.map_query)."
+            )
+            raise ValueError(msg)
+
+
+def _single(moments: Moments) -> Moments:
+    """Return moments in the precision in which they are stored, such that a file changes none."""
+    return Moments(
+        *(np.asarray(of, dtype=np.float32) for of in (moments.count, moments.mean, moments.m2))
+    )

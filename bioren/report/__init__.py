@@ -1,0 +1,1 @@
+"""The page that `bioren effects --report` writes."""
