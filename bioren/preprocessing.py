@@ -6,22 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.adata.matrix import (
-    check_log_scale,
-    check_strength,
-    check_varies,
-    check_writable,
-    read_cells,
-    writable,
-)
-from bioren.adata.obs import check_condition, read_controls, read_shared_labels
+from bioren.adata.matrix import check_strength, check_varies, check_writable, writable
 from bioren.adata.record import write_record
-from bioren.adata.reference import Reference, read_samples, reference_text
+from bioren.adata.reference import Reference, reference_text
+from bioren.adata.study import read_design, read_study
 from bioren.arrays.apply import apply_by_sample, scale_by_sample
-from bioren.arrays.blocks import gather_rows
 from bioren.arrays.groups import BatchKey
-from bioren.effects.alignment import MAX_REMOVED, Removal, align, warn_isolated
-from bioren.effects.states import CellFacts
+from bioren.effects.alignment import MAX_REMOVED, Removal, warn_isolated
+from bioren.model.fitting import align_study
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,43 +104,32 @@ def bridge(
     """
     check_strength(strength)
     check_writable(adata, copy=copy)
-    batches, in_reference, population = read_samples(adata, batch_key, reference)
-    if population is not None and (labels_key is not None or not standardize):
+    if labels_key is not None and not standardize:
+        raise ValueError("labels_key serves to compare within states: standardize=True.")
+    design = read_design(
+        adata,
+        batch_key,
+        reference=reference,
+        layer=layer,
+        labels_key=labels_key,
+        controls_key=controls_key,
+        condition_key=condition_key,
+    )
+    if design.population is not None and (labels_key is not None or not standardize):
         msg = (
             "A population compares samples within its own states: leave out labels_key and "
             "standardize=False."
         )
         raise ValueError(msg)
-    cells = read_cells(adata, layer)
-    check_log_scale(cells.x)
-    check_condition(adata, condition_key, batches)
-    if labels_key is not None and not standardize:
-        raise ValueError("labels_key serves to compare within states: standardize=True.")
-    labels, _ = read_shared_labels(adata, labels_key, batches)
-    facts, compared = CellFacts(batches.codes, labels=labels), cells
-    if controls_key is not None:
-        controls = read_controls(adata, controls_key, batches)
-        compared = cells._replace(x=gather_rows(cells.x, controls))
-        facts = facts.of(controls)
+    study = read_study(adata, design)
+    cells, batches = study.cells, design.batches
     variable = None
     if standardize:
-        variable = compared.variable_matrix(), compared.variable
-        check_varies(variable[0])
+        variable = cells.variable_matrix()
+        check_varies(variable)
     removal = Removal(strength, max_kept, max_removed)
-    if population is None:
-        alignment = align(
-            compared.x,
-            facts,
-            len(batches.names),
-            rng=np.random.default_rng(rng),
-            variable=variable,
-            in_reference=in_reference,
-            removal=removal,
-            turns=2 if standardize else 0,
-        )
-    else:
-        columns = population.columns_of(cells.genes)
-        alignment = population.align(compared.x, facts.codes, len(batches.names), columns, removal)
+    seeded = np.random.default_rng(rng)
+    alignment = align_study(study, design.facts, removal, seeded, variable=variable)
     warn_isolated(batches.names, alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)

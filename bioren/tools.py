@@ -12,24 +12,25 @@ import pandas as pd
 from bioren.adata.matrix import (
     check_strength,
     check_writable,
+    matrix_of,
     read_embedding,
-    read_matrix,
     writable,
 )
-from bioren.adata.obs import check_condition, read_controls, read_covariates, read_shared_labels
 from bioren.adata.record import diagnosis_table, read_effects, write_record
-from bioren.adata.reference import Reference, read_samples, reference_text
-from bioren.arrays.groups import Batches, BatchKey
+from bioren.adata.reference import Reference, reference_text
+from bioren.adata.study import read_design, read_study
+from bioren.arrays.groups import BatchKey
 from bioren.effects.alignment import MAX_REMOVED
-from bioren.effects.states import CellFacts, ConditionalBridge
+from bioren.effects.states import ConditionalBridge
 from bioren.files.atomic import check_target
 from bioren.model.autoencoder import RenormAutoencoder, load
+from bioren.model.fitting import check_settings
 from bioren.network.training import TrainingOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["batch_effects", "diagnose", "integrate", "map_query"]
+__all__ = ["batch_effects", "diagnose", "integrate", "integrate_embedding", "map_query"]
 
 #: Where `integrate` and `bioren.pp.bridge` write corrected expression and their record.
 KEY = "bioren"
@@ -76,9 +77,9 @@ def integrate(
     layer
         Layer to read; None: ``adata.X``.
     use_rep
-        Embedding in ``adata.obsm`` to start from, such as ``"X_pca"``.  Then no gene is read:
-        the bridge per state alone is fitted, and `key_added` is all that is written; `n_latent` and
-        `training` play no part.
+        Embedding in ``adata.obsm`` to start from, such as ``"X_pca"``.  Then no gene is read,
+        `key_added` is all that is written, and `n_latent` and `training` play no part; see
+        `integrate_embedding`.
     key_added
         Name of the embedding in ``adata.obsm``.
     labels_key
@@ -147,56 +148,47 @@ def integrate(
     >>> bioren.tl.integrate(adata, "sample")                            # doctest: +SKIP
     >>> sc.pp.neighbors(adata, use_rep="X_bioren")                      # doctest: +SKIP
     """
-    check_strength(strength)
-    check_writable(adata, copy=copy)
     if use_rep is not None:
         of_genes = layer is not None or decoded or max_removed != MAX_REMOVED
-        batches, in_reference, population = read_samples(adata, batch_key, reference)
-        if of_genes or save_model is not None or population is not None:
-            msg = (
-                f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
-                "decoded, max_removed, save_model and populations, or leave out use_rep."
-            )
-            raise ValueError(msg)
-        embedding = _integrate_embedding(
+        if of_genes or save_model is not None:
+            raise ValueError(_of_genes(use_rep))
+        return integrate_embedding(
             adata,
-            batches,
+            batch_key,
             use_rep,
-            condition_key=condition_key,
-            in_reference=in_reference,
+            reference=reference,
+            key_added=key_added,
             labels_key=labels_key,
             covariates=covariates,
             controls_key=controls_key,
+            condition_key=condition_key,
             strength=strength,
             rng=rng,
+            copy=copy,
         )
-        adata = writable(adata, copy=copy)
-        adata.obsm[key_added] = embedding
-        return adata if copy else None
-
-    # A single sample can be a reference itself.
-    batches, _, population = read_samples(
-        adata, batch_key, reference, single=save_model is not None
-    )
-    if save_model is not None:
-        check_target(Path(save_model))
     options = (training or TrainingOptions())._replace(progress=progress)
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
-    model.fit(
+    check_settings(model.settings)
+    check_writable(adata, copy=copy)
+    design = read_design(
         adata,
         batch_key,
+        reference=reference,
         layer=layer,
-        reference=population or reference,
         labels_key=labels_key,
         covariates=covariates,
         controls_key=controls_key,
         condition_key=condition_key,
+        single=save_model is not None,  # one sample can be a reference itself
     )
-    embedding = model.embed(adata)
-    corrected = model.correct(adata)
-    rebuilt = model.decode(adata) if decoded else None
+    if save_model is not None:
+        check_target(Path(save_model))
+    placement = model.fit_study(read_study(adata, design))
+    fitted = model.fitted_
+    embedding, corrected = fitted.embedding(placement), fitted.corrected(placement)
+    rebuilt = fitted.decoded(placement) if decoded else None
     if save_model is not None:
         model.save(save_model)
 
@@ -204,12 +196,12 @@ def integrate(
     adata.obsm[key_added] = embedding
     adata.layers[KEY] = corrected
     if rebuilt is not None:
-        adata.obsm[f"{KEY}_decoded"] = rebuilt.to_numpy()
+        adata.obsm[f"{KEY}_decoded"] = rebuilt
     settings = {
         "layer": layer,
         "reference": reference_text(reference),
         "labels_key": labels_key,
-        "covariates": model.covariates_ or None,
+        "covariates": design.columns.covariates or None,
         "controls_key": controls_key,
         "condition_key": condition_key,
         "n_latent": embedding.shape[1],
@@ -217,12 +209,97 @@ def integrate(
         "max_removed": max_removed,
         "rng": rng,
     }
-    write_record(adata, KEY, batches, model.genes_, model.alignment_, settings)
-    adata.uns[KEY]["diagnosis"] = model.diagnosis_._asdict()
-    adata.uns[KEY]["reliability"] = model.reliability_
-    adata.uns[KEY]["variable_genes"] = model.variable_genes_.to_numpy(dtype=object)
-    adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in model.history_.items()}
+    own = fitted.samples()
+    write_record(adata, KEY, design.batches, fitted.genes, own.alignment, settings)
+    adata.uns[KEY]["diagnosis"] = own.diagnosis._asdict()
+    adata.uns[KEY]["reliability"] = fitted.denoiser.reliability
+    adata.uns[KEY]["variable_genes"] = fitted.variable_genes.to_numpy(dtype=object)
+    adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in own.history.items()}
     return adata if copy else None
+
+
+def integrate_embedding(
+    adata: AnnData,
+    batch_key: BatchKey,
+    use_rep: str,
+    *,
+    reference: Reference = None,
+    key_added: str = "X_bioren",
+    labels_key: str | None = None,
+    covariates: Sequence[str] | None = None,
+    controls_key: str | None = None,
+    condition_key: str | None = None,
+    strength: float = 1.0,
+    rng: int | np.random.Generator = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Remove batch effects from an embedding that there is: the bridge per state alone.
+
+    No gene is read, and no network is trained.
+
+    Parameters
+    ----------
+    adata
+        Has the embedding.
+    batch_key
+        Column, or columns, of ``adata.obs`` that say which sample a cell is from.
+    use_rep
+        Embedding in ``adata.obsm``, such as ``"X_pca"``, shape ``(cells, dims)``.
+    reference
+        Sample, or samples, to which all are brought; None: the pooled population.
+    key_added
+        Name of the corrected embedding in ``adata.obsm``.
+    labels_key, covariates, controls_key, condition_key, strength, rng, copy
+        As for `integrate`; the number of genes detected is not known here.
+
+    Returns
+    -------
+    AnnData or None
+        None unless `copy`.  Written is ``obsm[key_added]``, of the shape and dtype of the
+        embedding.
+
+    Raises
+    ------
+    KeyError
+        There is no such column or embedding.
+    ValueError
+        The labels cannot be samples; values are not finite; `strength` is out of range; a
+        population is given as reference, which has genes.
+    """
+    check_strength(strength)
+    check_writable(adata, copy=copy)
+    design = read_design(
+        adata,
+        batch_key,
+        reference=reference,
+        labels_key=labels_key,
+        covariates=covariates,
+        controls_key=controls_key,
+        condition_key=condition_key,
+    )
+    if design.population is not None:
+        raise ValueError(_of_genes(use_rep))
+    z = read_embedding(adata, use_rep)
+    compared = slice(None) if design.controls is None else design.controls
+    states = ConditionalBridge.fit(
+        z[compared],
+        design.facts.of(compared),
+        design.n_samples,
+        rng=np.random.default_rng(rng),
+        in_reference=design.in_reference,
+        strength=strength,
+    )
+    embedding = states.apply(z, design.facts)
+    adata = writable(adata, copy=copy)
+    adata.obsm[key_added] = embedding
+    return adata if copy else None
+
+
+def _of_genes(use_rep: str) -> str:
+    return (
+        f"use_rep={use_rep!r} starts from an embedding and reads no gene: leave out layer, "
+        "decoded, max_removed, save_model and populations, or leave out use_rep."
+    )
 
 
 def map_query(
@@ -308,7 +385,7 @@ def map_query(
     if not isinstance(model, RenormAutoencoder):
         model = load(model)
     mapped = model.map(adata, batch_key=batch_key, layer=layer, genes_key=genes_key)
-    whole = mapped.expression(read_matrix(adata, layer))
+    whole = mapped.expression(matrix_of(adata, layer))
     batches = mapped.batches
     is_mapped = np.zeros(adata.n_vars, dtype=bool)
     is_mapped[mapped.genes.query] = True
@@ -415,32 +492,3 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
         raise KeyError(msg)
     return diagnosis_table(record)
-
-
-def _integrate_embedding(
-    adata: AnnData,
-    batches: Batches,
-    use_rep: str,
-    *,
-    in_reference: np.ndarray | None,
-    labels_key: str | None,
-    covariates: Sequence[str] | None,
-    controls_key: str | None,
-    condition_key: str | None,
-    strength: float,
-    rng: int | np.random.Generator,
-) -> np.ndarray:
-    z = read_embedding(adata, use_rep)
-    check_condition(adata, condition_key, batches)
-    labels, _ = read_shared_labels(adata, labels_key, batches)
-    facts = CellFacts(batches.codes, read_covariates(adata, covariates), labels)
-    controls = slice(None) if controls_key is None else read_controls(adata, controls_key, batches)
-    states = ConditionalBridge.fit(
-        z[controls],
-        facts.of(controls),
-        len(batches.names),
-        rng=np.random.default_rng(rng),
-        in_reference=in_reference,
-        strength=strength,
-    )
-    return states.apply(z, facts)

@@ -10,8 +10,7 @@ from scipy import sparse
 
 from bioren.adata.matrix import (
     check_log_scale,
-    has_negative,
-    looks_like_counts,
+    look_through,
     read_cells,
     read_embedding,
     writable,
@@ -61,26 +60,26 @@ def test_sparse_half_precision_is_widened():
 def test_poisson_counts_look_like_counts_and_their_logarithms_do_not(seed, rate):
     counts = np.random.default_rng(seed).poisson(rate, (30, 20))
     counts[0, 0] = 2
-    assert looks_like_counts(counts)
-    assert looks_like_counts(sparse.csr_matrix(counts))
+    assert look_through(counts).like_counts
+    assert look_through(sparse.csr_matrix(counts)).like_counts
     fractions = np.where(np.random.default_rng(seed).random(counts.shape) < 0.2, 0.25, 0) + counts
-    assert looks_like_counts(fractions)
-    assert not looks_like_counts(np.log1p(counts))
-    assert not looks_like_counts(sparse.csr_matrix(np.log1p(counts)))
-    assert not looks_like_counts(counts - 1.0 - counts.max())
+    assert look_through(fractions).like_counts
+    assert not look_through(np.log1p(counts)).like_counts
+    assert not look_through(sparse.csr_matrix(np.log1p(counts))).like_counts
+    assert not look_through(counts - 1.0 - counts.max()).like_counts
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 2)), np.eye(2), np.eye(2, dtype=bool), np.eye(2) / 2])
 def test_nothing_above_one_says_nothing(x):
-    check_log_scale(x)
+    check_log_scale(look_through(x))
 
 
 def test_negative_values_are_found_in_any_form():
     x = np.eye(4)
-    assert not has_negative(x)
+    assert not look_through(x).negative
     x[2, 1] = -1e-3
     for form in (np.asarray, sparse.csr_matrix, sparse.csc_matrix, da.from_array):
-        assert has_negative(form(x))
+        assert look_through(form(x)).negative
 
 
 def test_an_embedding_keeps_its_values():

@@ -135,9 +135,10 @@ def test_several_kinds_of_labels_are_carried_over(model, cells, query, tmp_path)
 
 def test_learning_labels_changes_nothing_else(model, cells, query):
     def without_labels():
-        fields = vars(model).copy()
-        mapper = fields.pop("mapper_")
-        return digest([fields, {k: v for k, v in vars(mapper).items() if k != "labels"}])
+        settings = {k: v for k, v in vars(model).items() if k != "fitted_"}
+        parts = {k: v for k, v in vars(model.fitted_).items() if k != "mapper"}
+        mapper = {k: v for k, v in vars(model.mapper_).items() if k != "labels"}
+        return digest([settings, parts, mapper])
 
     before, expected = without_labels(), model.map(query)
     model.learn_labels(cells, "type")

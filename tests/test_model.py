@@ -170,7 +170,7 @@ def test_fit_again_forgets(cells, model):
 
 def test_a_cell_keeps_its_own_noise_in_corrected_expression(cells, model):
     # Whatever a cell's values, its sample and states alone say how they are moved.
-    corrected, bridge = model.correct(cells), model.expression_
+    corrected, bridge = model.correct(cells), model.fitted_.samples().expression
     codes = cells.obs["sample"].cat.codes.to_numpy()
     moved = corrected - bridge.scale[codes] * cells.X.toarray()
     for sample in range(3):

@@ -565,5 +565,6 @@ def test_a_sample_of_few_cells_apart_is_not_told_beside_another_of_many(of_its_o
     sample = np.argmax(count * model.states_.usual[:, state])
     usual = model.states_.usual.copy()
     usual[sample, state] = 1 - 2 / count[sample]  # two cells
-    model.states_ = replace(model.states_, usual=usual)
+    states = replace(model.states_, usual=usual)
+    model.fitted_ = model.fitted_.with_mapper(replace(model.mapper_, states=states))
     assert not told(model, tmp_path / "both", 3)[0][here]

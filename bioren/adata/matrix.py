@@ -7,7 +7,6 @@ cells comes through `bioren.adata.obs`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,13 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cells",
+    "Values",
     "check_log_scale",
     "check_same_sum",
     "check_strength",
     "check_varies",
     "check_writable",
-    "has_negative",
-    "looks_like_counts",
+    "look_through",
+    "matrix_of",
     "read_cells",
     "read_embedding",
     "read_matrix",
@@ -46,6 +46,24 @@ SAMPLED_ENTRIES = 2**20
 FEWEST_DIMENSIONS = 2
 
 
+class Values(NamedTuple):
+    """What the values of a matrix are like, all of them.
+
+    Attributes
+    ----------
+    wrong
+        Number of values that are NaN or infinite.
+    negative
+        Whether there are values below 0.
+    like_counts
+        Whether they look like counts; see `check_log_scale`.
+    """
+
+    wrong: int
+    negative: bool
+    like_counts: bool
+
+
 class Cells(NamedTuple):
     """Expression as it is integrated.
 
@@ -53,6 +71,8 @@ class Cells(NamedTuple):
     ----------
     x
         Matrix of shape ``(cells, genes)``; sparse, backed and dask ones stay what they are.
+    values
+        What its values are like.
     genes
         Name of each column.
     variable
@@ -60,6 +80,7 @@ class Cells(NamedTuple):
     """
 
     x: Any
+    values: Values
     genes: pd.Index
     variable: np.ndarray
 
@@ -104,7 +125,7 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     ValueError
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
-    x = read_matrix(adata, layer)
+    x, values = read_matrix(adata, layer)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
@@ -120,15 +141,15 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
                 f"{listed(genes[columns < 0])}."
             )
             raise KeyError(msg)
-        return Cells(x, adata.var_names, columns)
+        return Cells(x, values, adata.var_names, columns)
     variable = np.arange(x.shape[1])
     if "highly_variable" in adata.var:
         variable = np.flatnonzero(adata.var["highly_variable"].isin([True]))  # NaN is not True
-    return Cells(x, adata.var_names, variable)
+    return Cells(x, values, adata.var_names, variable)
 
 
-def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
-    """Return ``adata.X``, or a layer, as a matrix whose rows can be read in blocks.
+def read_matrix(adata: AnnData, layer: str | None = None) -> tuple[Any, Values]:
+    """Return ``adata.X``, or a layer, and what its values are like; all are looked at, once.
 
     Raises
     ------
@@ -138,6 +159,21 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
         There is no such layer.
     ValueError
         There are no cells or genes, or values that are no finite numbers.
+    """
+    x = matrix_of(adata, layer)
+    values = look_through(x)
+    if values.wrong:
+        raise ValueError(_not_finite(values.wrong))
+    return x, values
+
+
+def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
+    """Return ``adata.X``, or a layer, as a matrix whose rows can be read in blocks, unseen.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        See `read_matrix`.
     """
     if not hasattr(adata, "layers"):
         msg = (
@@ -154,9 +190,7 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
         raise ValueError(f"adata.X is empty (None). Name a layer: layer=...; there are: {layers}.")
     if 0 in x.shape:
         raise ValueError(f"There is nothing to read: {x.shape[0]} cells x {x.shape[1]} genes.")
-    x = _readable(x)
-    _check_finite(x)
-    return x
+    return _readable(x)
 
 
 def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
@@ -180,7 +214,9 @@ def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
             f"least one cell and {FEWEST_DIMENSIONS} dimensions."
         )
         raise ValueError(msg)
-    _check_finite(z)
+    wrong = int((~np.isfinite(z)).sum())
+    if wrong:
+        raise ValueError(_not_finite(wrong))
     return z.astype(z.dtype if z.dtype in (np.float32, np.float64) else np.float64, copy=False)
 
 
@@ -225,7 +261,7 @@ def writable(adata: AnnData, *, copy: bool) -> AnnData:
     return adata
 
 
-def check_log_scale(x: Any) -> None:
+def check_log_scale(values: Values) -> None:
     """Refuse values that look like counts rather than like log-expression.
 
     Values above 1 are whole numbers for the most part (some counts are estimates), or reach
@@ -237,7 +273,7 @@ def check_log_scale(x: Any) -> None:
     ValueError
         The values look like counts.
     """
-    if looks_like_counts(x):
+    if values.like_counts:
         msg = (
             "These values look like counts, or were not log-transformed. Normalise them first:\n"
             "    sc.pp.normalize_total(adata, target_sum=1e4)\n"
@@ -263,17 +299,19 @@ def check_varies(x: Block) -> None:
         raise ValueError(msg)
 
 
-def looks_like_counts(x: Any) -> bool:
-    """Return whether the values of a matrix look like counts; see `check_log_scale`."""
-    n_above, n_whole, largest = 0, 0, 0.0
-    for values in _stored_values(x):
-        if (values < 0).any():
-            return False
+def look_through(x: Any) -> Values:
+    """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
+    wrong, negative, n_above, n_whole, largest = 0, False, 0, 0, 0.0
+    for _, block in row_blocks(x):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        wrong += int((~np.isfinite(values)).sum())
+        negative = negative or bool((values < 0).any())
         above = values[values > 1]
         n_above += above.size
         n_whole += int((above == np.floor(above)).sum())
         largest = max(largest, float(above.max(initial=0)))
-    return largest > LARGEST_LOG or 2 * n_whole > n_above
+    like_counts = not negative and (largest > LARGEST_LOG or 2 * n_whole > n_above)
+    return Values(wrong, negative, like_counts)
 
 
 def target_sum(x: Any) -> float | None:
@@ -303,11 +341,6 @@ def check_same_sum(x: Any, expected: float | None) -> None:
         warnings.warn(msg, stacklevel=4)
 
 
-def has_negative(x: Any) -> bool:
-    """Return whether there are values below 0, in a matrix of any kind that `row_blocks` reads."""
-    return any(bool((values < 0).any()) for values in _stored_values(x))
-
-
 def _readable(x: Any) -> Any:
     """Return the matrix in a form whose rows can be read in blocks; no values change."""
     if np.dtype(x.dtype).kind not in "biuf":
@@ -327,16 +360,8 @@ def _readable(x: Any) -> Any:
     return x
 
 
-def _check_finite(x: Any) -> None:
-    wrong = sum(int((~np.isfinite(values)).sum()) for values in _stored_values(x))
-    if wrong:
-        msg = (
-            f"{wrong} values are NaN or infinite. They often come from cells without counts "
-            "(sc.pp.filter_cells(adata, min_counts=1)) or from a logarithm of negative values."
-        )
-        raise ValueError(msg)
-
-
-def _stored_values(x: Any) -> Iterable[np.ndarray]:
-    for _, block in row_blocks(x):
-        yield block.data if sparse.issparse(block) else np.asarray(block)
+def _not_finite(wrong: int) -> str:
+    return (
+        f"{wrong} values are NaN or infinite. They often come from cells without counts "
+        "(sc.pp.filter_cells(adata, min_counts=1)) or from a logarithm of negative values."
+    )

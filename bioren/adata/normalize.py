@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from bioren.adata.matrix import looks_like_counts
+from bioren.adata.matrix import look_through
 from bioren.adata.obs import read_batches
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.moments import Moments
@@ -42,7 +42,7 @@ def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
     """
     import scanpy as sc
 
-    if not looks_like_counts(adata.X):
+    if not look_through(adata.X).like_counts:
         return False
     empty = int((np.asarray(adata.X.sum(axis=1)).ravel() == 0).sum())
     if empty:

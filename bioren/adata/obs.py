@@ -77,8 +77,11 @@ def read_batches(
     found = list(dict.fromkeys(labels_read))
     codes = _positions(labels_read, found)[labels.cat.codes]
     if names is None:
-        _check_samples(batch_key, found, len(labels), single)
-        return Batches(batch_key, found, codes)
+        batches = Batches(batch_key, found, codes)
+        _check_barcodes(batches)
+        if not single:
+            batches.check_several()
+        return batches
     unknown = [name for name in found if name not in names]
     if unknown:
         msg = (
@@ -287,18 +290,13 @@ def _positions(wanted: Sequence[str], names: Sequence[str]) -> np.ndarray:
     return np.array([position[name] for name in wanted], dtype=np.int64)
 
 
-def _check_samples(batch_key: BatchKey, names: list[str], n_cells: int, single: bool) -> None:
+def _check_barcodes(batches: Batches) -> None:
+    n_cells, names = len(batches.codes), batches.names
     if n_cells == 0:
         raise ValueError("adata has no cells.")
-    if len(names) == 1 and not single:
-        msg = (
-            f"obs[{batch_key!r}] names one sample only, {names[0]!r}: there is no batch effect to "
-            "remove. Choose another column, or go on without integration."
-        )
-        raise ValueError(msg)
     if 2 * len(names) > n_cells and len(names) > 1:
         msg = (
-            f"obs[{batch_key!r}] has {len(names)} labels for {n_cells} cells, such as "
+            f"obs[{batches.key!r}] has {len(names)} labels for {n_cells} cells, such as "
             f"{names[0]!r}: these look like barcodes. Name the column that says which sample a "
             "cell is from; samples need two cells on average."
         )

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from bioren.adata.obs import read_batches
-from bioren.arrays.groups import Batches, BatchKey
+from bioren.arrays.groups import Batches
 from bioren.reference.population import Population
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-__all__ = ["Reference", "read_reference", "read_samples", "reference_text"]
+__all__ = ["Reference", "read_reference", "reference_text"]
 
 #: All samples, some by name, a population, or its file.
 Reference: TypeAlias = "str | Sequence[str] | Population | Path | None"
@@ -52,27 +48,6 @@ def read_reference(
     ):
         return None, Population.load(reference)
     return batches.select(reference), None
-
-
-def read_samples(
-    adata: AnnData, batch_key: BatchKey, reference: Reference, *, single: bool = False
-) -> tuple[Batches, np.ndarray | None, Population | None]:
-    """Return the samples, and what they are brought to, see `read_reference`.
-
-    Parameters
-    ----------
-    adata, batch_key
-        As for `bioren.adata.obs.read_batches`.
-    reference
-        As for `read_reference`.
-    single
-        Whether one sample will do; it always does to be brought to a population.
-    """
-    batches = read_batches(adata, batch_key, single=True)
-    in_reference, population = read_reference(reference, batches)
-    if population is None and not single:
-        batches = read_batches(adata, batch_key)  # says what is the matter with one sample
-    return batches, in_reference, population
 
 
 def reference_text(reference: Reference) -> str | Sequence[str] | None:

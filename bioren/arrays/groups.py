@@ -38,6 +38,21 @@ class Batches(NamedTuple):
     names: list[str]
     codes: np.ndarray
 
+    def check_several(self) -> None:
+        """Refuse a single sample.
+
+        Raises
+        ------
+        ValueError
+            There is one only.
+        """
+        if len(self.names) == 1:
+            msg = (
+                f"obs[{self.key!r}] names one sample only, {self.names[0]!r}: there is no batch "
+                "effect to remove. Choose another column, or go on without integration."
+            )
+            raise ValueError(msg)
+
     def select(self, reference: str | Sequence[str] | None) -> np.ndarray | None:
         """Return which samples `reference` names, boolean of shape ``(samples,)``; None for None.
 

@@ -95,7 +95,7 @@ def prepare(
     single: bool = False,
 ) -> None:
     """Bring counts to log-expression and mark variable genes, where need be, and say so."""
-    from bioren.adata.matrix import looks_like_counts, read_cells
+    from bioren.adata.matrix import read_cells
     from bioren.adata.normalize import mark_variable_genes
     from bioren.adata.obs import read_batches
 
@@ -104,7 +104,7 @@ def prepare(
     say(f"{len(samples)} samples in obs[{batch_key!r}]")
     if layer is None:
         normalize(adata, say)
-    elif looks_like_counts(cells.x):
+    elif cells.values.like_counts:
         msg = (
             f"layers[{layer!r}] holds counts, and --layer names log-expression. Counts are "
             "normalised where they are in X: move them there, and leave out --layer."

@@ -10,43 +10,20 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 
-from bioren._version import __version__
 from bioren.adata.genes import match_genes
-from bioren.adata.matrix import (
-    FEWEST_DIMENSIONS,
-    Cells,
-    check_log_scale,
-    check_same_sum,
-    check_strength,
-    check_varies,
-    has_negative,
-    read_cells,
-    read_matrix,
-    target_sum,
-)
-from bioren.adata.obs import (
-    check_condition,
-    list_of,
-    one_sample,
-    read_batches,
-    read_controls,
-    read_covariates,
-    read_labels,
-    read_shared_labels,
-)
-from bioren.adata.reference import Reference, read_reference
-from bioren.arrays.blocks import Block, gather_rows
-from bioren.arrays.components import Projection
-from bioren.arrays.groups import Batches, BatchKey, sample_sums
-from bioren.bridge import AffineBridge
-from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal, align, warn_isolated
-from bioren.effects.denoising import Denoiser, reliability
-from bioren.effects.diagnosis import Diagnosis, alone, apart, structure_removed, warn_structure
-from bioren.effects.limits import embedding_of_kept, expression_bridge, within_limits
-from bioren.effects.state_profile import moments_by_state
-from bioren.effects.states import CellFacts, ConditionalBridge, Placed, default_n_states, depth
+from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, read_matrix
+from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
+from bioren.adata.reference import Reference
+from bioren.adata.study import Study, read_design, read_study
+from bioren.arrays.groups import BatchKey
+from bioren.effects.alignment import MAX_REMOVED, Alignment
+from bioren.effects.diagnosis import Diagnosis
+from bioren.effects.states import CellFacts, ConditionalBridge
 from bioren.model import file as model_file
-from bioren.network.training import Epoch, TrainingOptions, decode, embed, fit_network
+from bioren.model.fitted import Fitted, Placement, Settings
+from bioren.model.fitting import check_settings, fit
+from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.training import TrainingOptions
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapped, Mapper
 from bioren.reference.population import LEAST_CELLS, Population
@@ -55,9 +32,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["RenormAutoencoder", "load"]
-
-#: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
-SHIFT_ENTRIES = 2**26
 
 
 class RenormAutoencoder:
@@ -92,6 +66,8 @@ class RenormAutoencoder:
 
     Attributes
     ----------
+    fitted_
+        All that the fit knows, `bioren.model.fitted.Fitted`; the following are parts of it.
     alignment_
         Effects and bridges, `bioren.effects.alignment.Alignment`; axes samples and genes.
     samples_, genes_
@@ -117,14 +93,7 @@ class RenormAutoencoder:
     >>> bioren.tl.map_query(query, "blood.bioren")                      # doctest: +SKIP
     """
 
-    alignment_: Alignment
-    diagnosis_: Diagnosis
-    reliability_: np.ndarray
-    samples_: list[str]
-    genes_: pd.Index
-    variable_genes_: pd.Index
-    history_: pd.DataFrame
-    mapper_: Mapper
+    fitted_: Fitted
 
     def __init__(
         self,
@@ -190,26 +159,96 @@ class RenormAutoencoder:
             The values look like counts or are not finite; the labels cannot be samples; a
             setting is out of range; a covariate has no finite numbers; a sample has no control.
         """
-        # Into a model of its own, so that one that was fitted before stays whole if this fails.
-        fresh = self._unfitted()
-        fresh._fit(
+        check_settings(self.settings)
+        design = read_design(
             adata,
             batch_key,
-            layer,
-            reference,
-            labels_key,
-            covariates,
-            controls_key,
-            condition_key,
+            reference=reference,
+            layer=layer,
+            labels_key=labels_key,
+            covariates=covariates,
+            controls_key=controls_key,
+            condition_key=condition_key,
+            single=True,
         )
-        self.__dict__.update(fresh.__dict__)
+        self.fit_study(read_study(adata, design))
         return self
+
+    def fit_study(self, study: Study) -> Placement:
+        """Fit what was read already, and return its cells as the network has placed them.
+
+        A model that was fitted before stays whole if this fails.
+
+        Parameters
+        ----------
+        study
+            See `bioren.model.fitting.fit`.
+        """
+        self.fitted_, placement = fit(study, self.settings, np.random.default_rng(self.rng))
+        return placement
+
+    @property
+    def settings(self) -> Settings:
+        """Return what the model is fitted with."""
+        return Settings(
+            self.n_latent, self.n_hidden, self.strength, self.max_removed, self.training
+        )
+
+    @property
+    def alignment_(self) -> Alignment:
+        """Return effects and bridges; axes samples and genes."""
+        return self._fitted().samples().alignment
+
+    @property
+    def diagnosis_(self) -> Diagnosis:
+        """Return signs of over-correction by sample."""
+        return self._fitted().samples().diagnosis
+
+    @property
+    def history_(self) -> pd.DataFrame:
+        """Return the reconstruction error by epoch."""
+        return self._fitted().samples().history
+
+    @property
+    def samples_(self) -> list[str]:
+        """Return the names of the samples that the model was fitted on."""
+        own = self._fitted().own
+        return [] if own is None else own.names
+
+    @property
+    def genes_(self) -> pd.Index:
+        """Return the names of the genes."""
+        return self._fitted().genes
+
+    @property
+    def variable_genes_(self) -> pd.Index:
+        """Return the names of the genes that the network sees."""
+        return self._fitted().variable_genes
+
+    @property
+    def network_(self) -> BridgeNetwork:
+        """Return the network."""
+        return self._fitted().network
+
+    @property
+    def states_(self) -> ConditionalBridge:
+        """Return the states of the embedding, and the bridge per state."""
+        return self._fitted().states
+
+    @property
+    def reliability_(self) -> np.ndarray:
+        """Return the share of each dimension's variance within states that is not noise."""
+        return self._fitted().denoiser.reliability
+
+    @property
+    def mapper_(self) -> Mapper:
+        """Return what maps other samples onto these."""
+        return self._fitted().mapper
 
     @property
     def population_(self) -> Population:
         """Return the reference population: moments by sample and state, no cells."""
-        population: Population = self._fitted().mapper_.population
-        return population
+        return self._fitted().population
 
     def learn_labels(self, adata: AnnData, labels_key: str) -> Self:
         """Learn labels of the reference's cells, for `map` to carry over; nothing else changes.
@@ -228,7 +267,8 @@ class RenormAutoencoder:
         """
         codes, names = read_labels(adata, labels_key)
         transfer = LabelTransfer.fit(self.embed(adata), codes, names)
-        self.mapper_ = replace(self.mapper_, labels={**self.mapper_.labels, labels_key: transfer})
+        labels = {**self.mapper_.labels, labels_key: transfer}
+        self.fitted_ = self.fitted_.with_mapper(replace(self.mapper_, labels=labels))
         return self
 
     def map(
@@ -266,17 +306,17 @@ class RenormAutoencoder:
             Query and reference have too few genes in common; the values look like counts or are
             not finite; the labels cannot be samples.
         """
-        self._fitted()
-        population = self.population_
+        fitted = self._fitted()
+        population = fitted.population
         genes = match_genes(adata, population.genes, population.variable, genes_key)
         batches = (
             one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
         )
-        x = read_matrix(adata, layer)
-        check_log_scale(x)
+        x, values = read_matrix(adata, layer)
+        check_log_scale(values)
         check_same_sum(x, population.target_sum)
-        covariates = read_covariates(adata, self.covariates_)
-        return self.mapper_.map(x, genes, batches, covariates, np.random.default_rng(0))
+        covariates = read_covariates(adata, fitted.columns.covariates)
+        return fitted.mapper.map(x, genes, batches, covariates, np.random.default_rng(0))
 
     def add(
         self,
@@ -306,10 +346,11 @@ class RenormAutoencoder:
             The population has a sample of that name already, or the query was mapped onto another
             reference.
         """
-        self._fitted()
-        self.mapper_ = self.mapper_.add(
+        fitted = self._fitted()
+        mapper = fitted.mapper.add(
             mapped, None if names is None else list(names), in_reference=in_reference
         )
+        self.fitted_ = fitted.with_mapper(mapper)
         return self
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -329,7 +370,7 @@ class RenormAutoencoder:
         FileExistsError, OSError
             The file exists, or cannot be written.
         """
-        model_file.save(self._fitted(), path, overwrite=overwrite)
+        model_file.save(self._fitted(), path, rng=self.rng, overwrite=overwrite)
 
     def publish(
         self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
@@ -379,14 +420,7 @@ class RenormAutoencoder:
         KeyError, ValueError
             Genes are missing, samples unknown, values not finite.
         """
-        cells, codes, placed = self._place(adata, batch_key)
-        place: np.ndarray = (
-            self.denoiser_.embedding(placed.full, placed.share, placed.apart) + placed.kept
-        )
-        place += embedding_of_kept(
-            cells.variable_matrix(), codes, self._of_variable, self._loadings()
-        )
-        return place
+        return self._fitted().embedding(self._place(adata, batch_key))
 
     def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
@@ -399,9 +433,7 @@ class RenormAutoencoder:
         adata, batch_key
             As for `embed`; all genes of `adata` must be known, in any order.
         """
-        cells, codes, placed = self._place(adata, batch_key)
-        bridge = self.expression_.of_genes(self._known(adata.var_names))
-        return bridge.apply(cells.x, codes, placed.share)
+        return self._fitted().corrected(self._place(adata, batch_key))
 
     def decode(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> pd.DataFrame:
         """Return denoised expression as if measured in the reference population.
@@ -416,260 +448,37 @@ class RenormAutoencoder:
         pandas.DataFrame
             Cells x variable genes: what the decoder makes of the cells' expected true places.
         """
-        _, _, placed = self._place(adata, batch_key)
-        z = self.denoiser_.true_places(placed.full, placed.share, placed.apart)
-        values = decode(self.network_, z)
+        values = self._fitted().decoded(self._place(adata, batch_key))
         return pd.DataFrame(values, index=adata.obs_names, columns=self.variable_genes_)
 
     def __repr__(self) -> str:
         """Return the settings, and what the model was fitted on."""
         state = "not fitted"
-        if hasattr(self, "mapper_"):
+        if hasattr(self, "fitted_"):
             published = self.population_.published
             n_samples = len(self.samples_) if published is None else len(published)
             how = "fitted on" if published is None else "published,"
             state = f"{how} {n_samples} samples, {len(self.genes_)} genes"
         return f"RenormAutoencoder(n_latent={self.n_latent}, n_hidden={self.n_hidden}): {state}"
 
-    def _unfitted(self) -> Self:
-        """Return a model of the same settings."""
-        return type(self)(
-            self.n_latent,
-            self.n_hidden,
-            strength=self.strength,
-            max_removed=self.max_removed,
-            rng=self.rng,
-            training=self.training,
-        )
-
-    def _fit(
-        self,
-        adata: AnnData,
-        batch_key: BatchKey,
-        layer: str | None,
-        reference: Reference,
-        labels_key: str | None,
-        covariates: Sequence[str] | None,
-        controls_key: str | None,
-        condition_key: str | None,
-    ) -> None:
-        check_strength(self.strength)
-        if self.n_latent < FEWEST_DIMENSIONS:
-            msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {self.n_latent}."
-            raise ValueError(msg)
-        batches = read_batches(adata, batch_key, single=True)
-        self.batch_key_, self.layer_ = batch_key, layer
-        self.labels_key_, self.covariates_ = labels_key, list_of(covariates)
-        cells = read_cells(adata, layer)
-        check_log_scale(cells.x)
-        in_reference, onto = read_reference(reference, batches)
-        rng = np.random.default_rng(self.rng)
-        variable = cells.variable_matrix()
-        check_varies(variable)
-        _, self.labels_ = read_shared_labels(adata, labels_key, batches)
-        facts = self._facts(adata, batches, variable)
-        controls = None if controls_key is None else read_controls(adata, controls_key, batches)
-        check_condition(adata, condition_key, batches)
-
-        self.signed_ = has_negative(cells.x)
-        self.samples_ = batches.names
-        self.genes_ = cells.genes
-        self.variable_genes_ = cells.genes[cells.variable]
-        self.alignment_ = self._align(cells, variable, facts, controls, in_reference, onto, rng)
-        warn_isolated(batches.names, self.alignment_)
-
-        of_variable = self._of_variable
-        self.network_, history = fit_network(
-            variable,
-            facts.codes,
-            of_variable.samples,
-            of_variable.reference,
-            sizes=(self.n_latent, self.n_hidden),
-            in_reference=in_reference,
-            options=self.training,
-            rng=rng,
-        )
-        self.history_ = pd.DataFrame(history, columns=list(Epoch._fields))
-
-        z = embed(self.network_, variable, facts.codes)
-        compared = slice(None) if controls is None else controls
-        states = ConditionalBridge.fit(
-            z[compared],
-            facts.of(compared),
-            len(batches.names),
-            rng=rng,
-            in_reference=in_reference,
-            n_states=self._n_states(len(z)),
-            strength=self.strength,
-        )
-        loadings = self._loadings()
-        self.states_ = states.limited(
-            lambda shifts: within_limits(shifts, of_variable, loadings, self._removal.d_max)
-        )
-        full, share, _, away = self.states_.place(z, facts)
-        self.reliability_ = reliability(
-            variable,
-            facts.codes,
-            share,
-            of_variable.full,
-            of_variable.reference.mean,
-            z.shape[1],
-            rng,
-        )
-        self.denoiser_ = Denoiser.fit(full, share, away, self.reliability_)
-        population = self._population(cells, facts.codes, share, in_reference)
-        by_state = population.by_state
-        if controls is not None:
-            some = gather_rows(cells.x, controls)
-            by_state = moments_by_state(
-                some, facts.codes[controls], len(batches.names), share[controls]
-            )
-        self.expression_ = expression_bridge(
-            by_state,
-            self.alignment_,
-            self._removal,
-            usual=self.states_.usual,
-            in_reference=in_reference,
-        )
-        self.diagnosis_ = self._diagnose(variable, facts.codes, share)
-        warn_structure(batches.names, self.diagnosis_.structure_removed, np.bincount(facts.codes))
-        self.mapper_ = Mapper.fit(
-            population,
-            self.network_,
-            self.states_,
-            self.denoiser_,
-            self._removal,
-            cells=(variable, facts, share, full, full - away),
-            rng=rng,
-        )
-
-    def _align(
-        self,
-        cells: Cells,
-        variable: Block,
-        facts: CellFacts,
-        controls: np.ndarray | None,
-        in_reference: np.ndarray | None,
-        onto: Population | None,
-        rng: np.random.Generator,
-    ) -> Alignment:
-        x = cells.x
-        if controls is not None:
-            x, variable, facts = gather_rows(x, controls), variable[controls], facts.of(controls)
-        n_samples = int(facts.codes.max()) + 1
-        if onto is not None:
-            columns = onto.columns_of(cells.genes)
-            return onto.align(x, facts.codes, n_samples, columns, self._removal)
-        return align(
-            x,
-            facts,
-            n_samples,
-            rng=rng,
-            variable=(variable, cells.variable),
-            in_reference=in_reference,
-            removal=self._removal,
-        )
-
-    def _facts(self, adata: AnnData, batches: Batches, variable: Block) -> CellFacts:
-        """Read what is known of the cells; the first covariate is how many genes are detected."""
-        covariates = np.hstack([depth(variable), read_covariates(adata, self.covariates_)])
-        labels = None
-        if self.labels_key_ is not None and self.labels_key_ in adata.obs:
-            labels, _ = read_labels(adata, self.labels_key_, names=self.labels_)
-        return CellFacts(batches.codes, covariates, labels)
-
-    def _population(
-        self,
-        cells: Cells,
-        codes: np.ndarray,
-        share: np.ndarray,
-        in_reference: np.ndarray | None,
-    ) -> Population:
-        n_samples = len(self.samples_)
-        everything = np.ones(n_samples, dtype=bool)
-        return Population(
-            genes=cells.genes,
-            samples=self.samples_,
-            by_state=moments_by_state(cells.x, codes, n_samples, share),
-            bridges=self.alignment_.full,
-            in_reference=everything if in_reference is None else in_reference,
-            variable=cells.variable,
-            components=self._loadings(),
-            recipe={"bioren": __version__, "target_sum": target_sum(cells.x)},
-        )
-
-    def _diagnose(self, x: Block, codes: np.ndarray, share: np.ndarray) -> Diagnosis:
-        """Compare the cells' places along the components before and after all bridges."""
-        of_variable = self._of_variable
-        projection = Projection(of_variable.reference.mean, self._loadings())
-        bridges = of_variable.bridges
-        nothing = AffineBridge.identity(*bridges.scale.shape)
-        before = projection.apply(x, codes, nothing)
-        after = projection.apply(x, codes, bridges) - self.states_.removed(share, codes)
-        n_samples = len(self.samples_)
-        count = sample_sums(share, codes, n_samples)
-        return Diagnosis(
-            overlap_before=self.alignment_.overlap_before,
-            overlap=self.alignment_.overlap,
-            alone=alone(count),
-            apart=apart(count, self.states_.usual),
-            structure_removed=structure_removed(before, after, codes, n_samples),
-        )
-
-    def _n_states(self, n_cells: int) -> int:
-        """Return the number of states, fewer where samples times genes are many."""
-        entries = len(self.samples_) * len(self.genes_)
-        return max(1, min(default_n_states(n_cells), SHIFT_ENTRIES // entries))
-
-    def _loadings(self) -> np.ndarray:
-        loadings: np.ndarray = self.network_.components.detach().cpu().numpy()
-        return loadings
-
-    @property
-    def _removal(self) -> Removal:
-        return Removal(self.strength, max_removed=self.max_removed)
-
-    @property
-    def _of_variable(self) -> Alignment:
-        """Return the effects on the genes that the network sees."""
-        return self.alignment_.of_genes(self.genes_.get_indexer(self.variable_genes_))
-
-    def _fitted(self) -> Self:
-        if not hasattr(self, "mapper_"):
+    def _fitted(self) -> Fitted:
+        if not hasattr(self, "fitted_"):
             raise RuntimeError("The model is not fitted yet: call fit(adata, batch_key=...) first.")
-        return self
+        return self.fitted_
 
-    def _place(
-        self, adata: AnnData, batch_key: BatchKey | None
-    ) -> tuple[Cells, np.ndarray, Placed]:
-        """Return the cells, their samples, and their places in the embedding."""
-        cells, batches = self._read(adata, batch_key)
-        x = cells.variable_matrix()
-        facts = self._facts(adata, batches, x)
-        return cells, facts.codes, self.states_.place(embed(self.network_, x, facts.codes), facts)
-
-    def _read(self, adata: AnnData, batch_key: BatchKey | None) -> tuple[Cells, Batches]:
-        if self._fitted().population_.published is not None:
-            msg = (
-                "This model was published without its samples: it can map others, "
-                "model.map(adata) or bioren.tl.map_query(adata, model)."
-            )
-            raise RuntimeError(msg)
-        batches = read_batches(adata, batch_key or self.batch_key_, names=self.samples_)
-        cells = read_cells(adata, self.layer_, genes=self.variable_genes_)
-        if not self.signed_:  # else a single cell without negative values might be refused
-            check_log_scale(cells.x)
-        return cells, batches
-
-    def _known(self, genes: pd.Index) -> np.ndarray:
-        columns: np.ndarray = self.genes_.get_indexer(genes)
-        if (columns < 0).any():
-            msg = (
-                f"{int((columns < 0).sum())} of {len(genes)} genes were not there when the model "
-                f"was fitted, such as {genes[columns < 0][0]!r}. Leave them out."
-            )
-            raise KeyError(msg)
-        return columns
+    def _place(self, adata: AnnData, batch_key: BatchKey | None) -> Placement:
+        """Read cells of the model's own samples, and place them in the reference population."""
+        fitted = self._fitted()
+        names, columns = fitted.samples().names, fitted.columns
+        batches = read_batches(adata, batch_key or columns.batch_key, names=names)
+        cells = read_cells(adata, columns.layer, genes=fitted.variable_genes)
+        if not fitted.signed:  # else a single cell without negative values might be refused
+            check_log_scale(cells.values)
+        labels = None
+        if columns.labels_key is not None and columns.labels_key in adata.obs:
+            labels, _ = read_labels(adata, columns.labels_key, names=fitted.labels)
+        covariates = read_covariates(adata, columns.covariates)
+        return fitted.place(cells, CellFacts(batches.codes, covariates, labels))
 
 
 def load(path: str | Path) -> RenormAutoencoder:
@@ -690,4 +499,15 @@ def load(path: str | Path) -> RenormAutoencoder:
         It is damaged, was changed after it was written, is of a newer format, or no model.  No
         part of it is used then.
     """
-    return model_file.load(path, RenormAutoencoder)
+    fitted, rng = model_file.load(path)
+    settings = fitted.settings
+    model = RenormAutoencoder(
+        settings.n_latent,
+        settings.n_hidden,
+        strength=settings.strength,
+        max_removed=settings.max_removed,
+        # A generator is not kept.
+        rng=np.random.default_rng() if rng is None else rng,
+    )
+    model.fitted_ = fitted
+    return model

@@ -1,4 +1,4 @@
-"""A model as a file: what `bioren.files.container` writes and reads of it."""
+"""A fitted model as a file: what `bioren.files.container` writes and reads of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bioren.adata.study import Columns
 from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
-from bioren.effects.alignment import Alignment, Removal
+from bioren.effects.alignment import Alignment
 from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.expression import ExpressionBridge
 from bioren.effects.states import ConditionalBridge, Round
 from bioren.files.container import LARGEST, Stored, read, write
+from bioren.model.fitted import Fitted, OwnSamples, Settings
 from bioren.network.autoencoder import BridgeNetwork
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapper
@@ -27,8 +29,6 @@ from bioren.reference.population import Population
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from bioren.model.autoencoder import RenormAutoencoder
 
 __all__ = ["load", "publish", "save"]
 
@@ -42,19 +42,24 @@ BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
 BY_SAMPLE = ("overlap", "overlap_before")
 
 
-def save(model: RenormAutoencoder, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a fitted model; see `RenormAutoencoder.save`."""
-    about, arrays = _contents(model)
-    if model.population_.published is None:
-        arrays |= _contents_of_samples(model)
+def save(fitted: Fitted, path: str | Path, *, rng: object = None, overwrite: bool = False) -> None:
+    """Write a fitted model; see `RenormAutoencoder.save`.
+
+    Parameters
+    ----------
+    rng
+        The seed that it was fitted with, kept if it is a number.
+    """
+    about, arrays = _contents(fitted)
+    about["rng"] = int(rng) if isinstance(rng, int | np.integer) else None
+    if fitted.own is not None:
+        arrays |= _contents_of_samples(fitted, fitted.own)
     write(path, KIND, about, arrays, overwrite=overwrite)
 
 
-def publish(
-    model: RenormAutoencoder, path: str | Path, *, min_cells: int, overwrite: bool = False
-) -> None:
+def publish(fitted: Fitted, path: str | Path, *, min_cells: int, overwrite: bool = False) -> None:
     """Write what mapping needs of a fitted model; see `RenormAutoencoder.publish`."""
-    mapper = model.mapper_
+    mapper = fitted.mapper
     population, states = mapper.population.reduced(min_cells)
     whole = mapper.network
     network = _new_network(*_sizes(whole, n_samples=1))
@@ -64,7 +69,7 @@ def publish(
     embedded, places = (
         _of_told(known[states], population) for known in (mapper.embedded, mapper.places)
     )
-    apart = _cells_apart(model)[:, states]
+    apart = _cells_apart(fitted)[:, states]
     few = (apart.sum(axis=0) < min_cells) | ((apart >= 1) & (apart < min_cells)).any(axis=0)
     places.mean[few], places.m2[few] = embedded.mean[few], embedded.m2[few]
     labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
@@ -78,7 +83,7 @@ def publish(
         places=places,
         denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
     )
-    about, arrays = _contents(_with_mapper(model, reduced))
+    about, arrays = _contents(replace(fitted, mapper=reduced, own=None))
     # Mapping needs none of this, and it may name what is not to be told.
     about |= {"labels": None, "labels_key": None, "batch_key": "", "layer": None, "rng": None}
     for i in range(len(reduced.labels)):
@@ -95,49 +100,51 @@ def _of_told(known: Moments, population: Population) -> Moments:
     return Moments(told, known.mean.copy(), known.var() * told[:, None])
 
 
-def _own_samples(model: RenormAutoencoder) -> np.ndarray:
+def _own_samples(fitted: Fitted) -> np.ndarray:
     """Return where the model's samples are in the population, which may hold others added later."""
-    return np.array([model.population_.samples.index(name) for name in model.samples_])
+    names = fitted.samples().names
+    return np.array([fitted.population.samples.index(name) for name in names])
 
 
-def _cells_apart(model: RenormAutoencoder) -> np.ndarray:
+def _cells_apart(fitted: Fitted) -> np.ndarray:
     """Return how many of the reference's cells lie apart, shape ``(samples, states)``."""
-    population = model.population_
-    own = _own_samples(model)
+    population = fitted.population
+    own = _own_samples(fitted)
     there = population.by_state.count[own] * population.in_reference[own][:, None]
-    cells: np.ndarray = there * (1 - model.states_.usual)
+    cells: np.ndarray = there * (1 - fitted.states.usual)
     return cells
 
 
-def load(path: str | Path, kind: type[RenormAutoencoder]) -> RenormAutoencoder:
-    """Read a model of a class; see `bioren.load`."""
+def load(path: str | Path) -> tuple[Fitted, int | None]:
+    """Read a fitted model and its seed, None if that was none; see `bioren.load`."""
     stored = read(path, (KIND,))
     try:
-        return _restored(stored, kind)
+        seed = None if stored.about["rng"] is None else stored.integer("rng", 0)
+        return _restored(stored), seed
     except (KeyError, TypeError, RuntimeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} holds a model that does not fit together: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what every model's file holds."""
-    mapper = model.mapper_
+    mapper, settings, columns = fitted.mapper, fitted.settings, fitted.columns
     about, of_population = mapper.population.contents()
-    removed, key, known = model.max_removed, model.batch_key_, mapper.familiarity
+    removed, key, known = settings.max_removed, columns.batch_key, mapper.familiarity
     about |= {
-        "n_latent": int(model.n_latent),
-        "n_hidden": int(model.n_hidden),
-        "strength": float(model.strength),
+        "n_latent": int(settings.n_latent),
+        "n_hidden": int(settings.n_hidden),
+        "strength": float(settings.strength),
         # JSON knows no infinity.
         "max_removed": removed and [None if math.isinf(of) else float(of) for of in removed],
-        "rng": int(model.rng) if isinstance(model.rng, int | np.integer) else None,
+        "rng": None,
         "batch_key": key if isinstance(key, str) else list(key),
-        "layer": model.layer_,
-        "labels_key": model.labels_key_,
-        "labels": None if model.labels_ is None else list(model.labels_),
-        "covariates": list(model.covariates_),
-        "signed": bool(model.signed_),
+        "layer": columns.layer,
+        "labels_key": columns.labels_key,
+        "labels": None if fitted.labels is None else list(fitted.labels),
+        "covariates": list(columns.covariates),
+        "signed": bool(fitted.signed),
         "n_rounds": len(mapper.states.rounds),
         "width": mapper.states.width,
         "knows": known.is_known,
@@ -168,49 +175,63 @@ def _contents(model: RenormAutoencoder) -> tuple[dict[str, Any], dict[str, np.nd
     return about, arrays
 
 
-def _contents_of_samples(model: RenormAutoencoder) -> dict[str, np.ndarray]:
+def _contents_of_samples(fitted: Fitted, own: OwnSamples) -> dict[str, np.ndarray]:
     """Return what is needed to embed and correct the model's own samples."""
-    alignment = model.alignment_
+    alignment = own.alignment
     arrays = {f"alignment/{name}": getattr(alignment, name) for name in BY_GENE + BY_SAMPLE}
     arrays |= _of_moments("alignment/samples", alignment.samples)
     arrays |= _of_moments("alignment/reference", alignment.reference)
     for name in ("bridges", "full"):
         bridge = getattr(alignment, name)
         arrays |= _prefixed(f"alignment/{name}", {"scale": bridge.scale, "shift": bridge.shift})
-    arrays["expression/shift"] = model.expression_.shift
-    arrays |= _prefixed("diagnosis", model.diagnosis_._asdict())
-    arrays |= _prefixed(
-        "history", {name: model.history_[name].to_numpy() for name in model.history_}
-    )
-    arrays["own_samples"] = _own_samples(model)
+    arrays["expression/shift"] = own.expression.shift
+    arrays |= _prefixed("diagnosis", own.diagnosis._asdict())
+    arrays |= _prefixed("history", {name: own.history[name].to_numpy() for name in own.history})
+    arrays["own_samples"] = _own_samples(fitted)
     return arrays
 
 
-def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencoder:
-    about = stored.about
-    model = kind(
+def _restored(stored: Stored) -> Fitted:
+    settings = Settings(
         stored.integer("n_latent", 1),
         stored.integer("n_hidden", 1),
-        strength=stored.number("strength", 0, 1),
-        max_removed=_limits(stored),
-        # A generator is not kept.
-        rng=np.random.default_rng() if about["rng"] is None else stored.integer("rng", 0),
+        stored.number("strength", 0, 1),
+        _limits(stored),
     )
     population = Population.from_stored(stored.part("population"))
-    n_states = population.by_state.count.shape[1]
+    places = None if population.published is not None else _places_of_own(stored, population)
+    n_samples = 0 if places is None else len(places)
+    mapper = _mapper(stored, population, n_samples, settings)
+    columns = _columns(stored)
+    if 1 + len(columns.covariates) != len(mapper.states.unit):
+        raise ValueError("The covariates' names and slopes differ in number.")
+    if not isinstance(stored.about["signed"], bool):
+        raise ValueError("'signed' should be true or false.")
     own = None
-    if population.published is None:
-        own = stored.array("own_samples", None, kind="i")
-        inside = ((own >= 0) & (own < len(population.samples))).all()
-        if not inside or len(own) == 0 or len(np.unique(own)) < len(own):
-            raise ValueError("The model's samples are not those of its population.")
-    n_samples = 1 if own is None else len(own)
-    components = stored.array("network/components", len(population.variable), None)
-    dims = components.shape[1]
-    mapper = Mapper(
+    if places is not None:
+        own = _own(stored, [population.samples[i] for i in places], population)
+    labels = None if stored.about["labels"] is None else stored.names("labels")
+    return Fitted(settings, columns, labels, stored.about["signed"], mapper, own)
+
+
+def _places_of_own(stored: Stored, population: Population) -> np.ndarray:
+    """Return where the model's own samples are among those of its population."""
+    own = stored.array("own_samples", None, kind="i")
+    inside = ((own >= 0) & (own < len(population.samples))).all()
+    if not inside or len(own) == 0 or len(np.unique(own)) < len(own):
+        raise ValueError("The model's samples are not those of its population.")
+    return own
+
+
+def _mapper(stored: Stored, population: Population, n_samples: int, settings: Settings) -> Mapper:
+    n_states = population.by_state.count.shape[1]
+    n_genes = len(population.variable)
+    dims = stored.array("network/components", n_genes, None).shape[1]
+    network = stored.part("network")
+    return Mapper(
         population=population,
-        network=_network(stored.part("network"), len(population.variable), n_samples, dims, model),
-        states=_states(stored, 0 if own is None else n_samples, n_states, dims),
+        network=_network(network, n_genes, max(n_samples, 1), dims, settings),
+        states=_states(stored, n_samples, n_states, dims),
         embedded=_moments(stored.part("embedded"), (n_states,), dims),
         places=_moments(stored.part("places"), (n_states,), dims),
         denoiser=Denoiser(
@@ -218,68 +239,47 @@ def _restored(stored: Stored, kind: type[RenormAutoencoder]) -> RenormAutoencode
             stored.array("denoiser/reliability", dims),
         ),
         familiarity=_familiarity(stored),
-        removal=Removal(model.strength, max_removed=model.max_removed),
+        removal=settings.removal,
         labels=_transfers(stored, dims),
     )
-    model = _with_mapper(model, mapper)
-    several = isinstance(about["batch_key"], list) and len(about["batch_key"]) > 0
-    model.batch_key_ = stored.texts("batch_key") if several else stored.text("batch_key")
-    model.layer_, model.labels_key_ = (
+
+
+def _columns(stored: Stored) -> Columns:
+    key = stored.about["batch_key"]
+    several = isinstance(key, list) and len(key) > 0
+    return Columns(
+        stored.texts("batch_key") if several else stored.text("batch_key"),
         _maybe_text(stored, "layer"),
         _maybe_text(stored, "labels_key"),
+        stored.texts("covariates"),
     )
-    model.labels_ = None if about["labels"] is None else stored.names("labels")
-    model.covariates_ = stored.texts("covariates")
-    if not isinstance(about["signed"], bool):
-        raise ValueError("'signed' should be true or false.")
-    model.signed_ = about["signed"]
-    if 1 + len(model.covariates_) != len(mapper.states.unit):
-        raise ValueError("The covariates' names and slopes differ in number.")
-    if own is not None:
-        model.samples_ = [population.samples[i] for i in own]
-        _restore_samples(model, stored, n_states)
-    return model
 
 
-def _with_mapper(model: RenormAutoencoder, mapper: Mapper) -> RenormAutoencoder:
-    """Return a model of the same settings that maps by `mapper` and knows no samples."""
-    found = model._unfitted()
-    for name in ("batch_key_", "layer_", "labels_key_", "labels_", "covariates_", "signed_"):
-        if hasattr(model, name):
-            setattr(found, name, getattr(model, name))
-    population = mapper.population
-    found.mapper_, found.samples_ = mapper, []
-    found.genes_, found.variable_genes_ = population.genes, population.genes[population.variable]
-    found.network_, found.states_, found.denoiser_ = mapper.network, mapper.states, mapper.denoiser
-    found.reliability_ = mapper.denoiser.reliability
-    return found
-
-
-def _restore_samples(model: RenormAutoencoder, stored: Stored, n_states: int) -> None:
-    n_samples, n_genes = len(model.samples_), len(model.genes_)
+def _own(stored: Stored, names: list[str], population: Population) -> OwnSamples:
+    n_samples, n_genes = len(names), len(population.genes)
     part = stored.part("alignment")
     tables: dict[str, Any] = {name: part.array(name, n_samples, n_genes) for name in BY_GENE}
     tables |= {name: part.array(name, n_samples) for name in BY_SAMPLE}
     for name in ("bridges", "full"):
         scale, shift = (part.array(f"{name}/{of}", n_samples, n_genes) for of in ("scale", "shift"))
         tables[name] = AffineBridge(scale, shift)
-    model.alignment_ = Alignment(
+    alignment = Alignment(
         samples=_moments(part.part("samples"), (n_samples,), n_genes),
         reference=_moments(part.part("reference"), (), n_genes),
         **tables,
     )
+    n_states = population.by_state.count.shape[1]
     shift = stored.array("expression/shift", n_samples, n_states, n_genes)
-    model.expression_ = ExpressionBridge(model.alignment_.bridges.scale, shift)
-    model.diagnosis_ = Diagnosis(
-        **{name: stored.array(f"diagnosis/{name}", n_samples) for name in Diagnosis._fields}
-    )
-    model.history_ = pd.DataFrame(
+    diagnosis = {name: stored.array(f"diagnosis/{name}", n_samples) for name in Diagnosis._fields}
+    history = pd.DataFrame(
         {
             "epoch": stored.array("history/epoch", None, kind="i"),
             "training": stored.array("history/training", None),
             "held_out": stored.array("history/held_out", None),
         }
     )
+    expression = ExpressionBridge(alignment.bridges.scale, shift)
+    return OwnSamples(names, alignment, expression, Diagnosis(**diagnosis), history)
 
 
 def _limits(stored: Stored) -> tuple[float, float] | None:
@@ -301,11 +301,11 @@ def _maybe_text(stored: Stored, name: str) -> str | None:
 
 
 def _network(
-    stored: Stored, n_genes: int, n_samples: int, dims: int, model: RenormAutoencoder
+    stored: Stored, n_genes: int, n_samples: int, dims: int, settings: Settings
 ) -> BridgeNetwork:
     # Sizes are those of arrays that were read: nothing is allocated for numbers that a file claims.
     n_hidden = stored.array("encoder.0.weight", None, n_genes).shape[0]
-    if n_hidden != model.n_hidden:
+    if n_hidden != settings.n_hidden:
         raise ValueError("The network's width is not that of its settings.")
     network = _new_network(n_genes, n_samples, dims, n_hidden)
     state = {}

@@ -61,22 +61,28 @@ def saved_for_backward(*terms: Tensor) -> tuple[Tensor, ...]:
     """Return `terms`; compiled code saves them instead of making them again in the backward pass.
 
     A compiler that makes them again from the running statistics finds these already moved on
-    (pytorch issue 197039), and the gradient is silently wrong.  What a concatenation returns is
-    never made again.
+    (a known fault: pytorch 197039), and the gradient is silently wrong.  What a concatenation
+    returns is not on torch's list of what is made again; with
+    ``torch._functorch.config.activation_memory_budget`` below one half, or
+    ``aggressive_recomputation``, that list does not count.
     """
     if not torch.compiler.is_compiling():
         return terms
     return torch.stack(terms).unbind()
 
 
-def leaf_of(layer: nn.Module, input: object, *others: object) -> Tensor | None:
+def leaf_of(layer: nn.Module, *given: Any, **named: Any) -> Tensor | None:
     """Return the call of `layer` as one node of a graph, if `torch.fx` is tracing; else None.
 
     torch's own layers are such leaves.  What they do depends on values, which a trace lacks.
     """
-    if not isinstance(input, fx.Proxy):
+    proxy = next((x for x in (*given, *named.values()) if isinstance(x, fx.Proxy)), None)
+    if proxy is None:
         return None
-    tracer = input.tracer
+    tracer = proxy.tracer
     name = tracer.path_of_module(layer)  # type: ignore[attr-defined]
-    given = tuple(other for other in others if other is not None)
-    return cast("Tensor", tracer.create_proxy("call_module", name, (input, *given), {}))
+    if not name:
+        raise TypeError(
+            f"{type(layer).__name__} cannot be traced by itself; trace the network that it is in."
+        )
+    return cast("Tensor", tracer.create_proxy("call_module", name, given, named))

@@ -52,7 +52,7 @@ class BackwardAverages(nn.Module):
 
     def __init__(self, size: int, like: Tensor | None = None) -> None:
         super().__init__()
-        if size < 1:
+        if size is True or size < 1 or size != int(size):
             msg = f"average_backward must be a number of minibatches of 1 or more, received {size}."
             raise ValueError(msg)
         self.size = size

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bioren.nn.recomputation import Recollection, may_run_again
-from bioren.nn.schedules import Bound, Mixing, as_mixing, check_share, readable
+from bioren.nn.schedules import Bound, Mixing, as_mixing, check_choice, check_share, readable
 from bioren.nn.tracking import Moving, Observer, Tracker
 
 __all__ = [
@@ -19,9 +19,12 @@ __all__ = [
     "Initial",
     "RenormBase",
     "check_average",
-    "check_choice",
     "check_shape",
 ]
+
+SETTLED = 8
+"""After so many horizons of the average, ``1 / momentum`` minibatches each, nothing is left of its
+beginning, and the limits are open."""
 
 SHAPES_1D, SHAPES_2D, SHAPES_3D = {2: "", 3: ", L"}, {4: ", H, W"}, {5: ", D, H, W"}
 
@@ -88,18 +91,18 @@ class RenormBase(_NormBase):
             if parameter is not None:
                 nn.init.constant_(parameter, start)
 
-    def keep_given_statistics(self) -> None:
-        """Begin with the running statistics as they are, if they come from nobody knows where.
+    def count_given_statistics(self) -> None:
+        """Take running statistics that come without a count of minibatches for settled ones.
 
-        A beginning with the first minibatch would overwrite what was loaded without its count.
+        A beginning with the next minibatch would overwrite what was loaded.
         """
         mean, var, step = self.running_mean, self.running_var, self.num_batches_tracked
         if mean is None or var is None or step is None or nn.parameter.is_lazy(mean):
             return
-        if mean.is_meta or self.initial == "unit" or step > 0:
+        if mean.is_meta or self.initial == "unit" or not self.momentum or step > 0:
             return
         if mean.any() or (var != 1).any():
-            self.initial = "unit"
+            step.fill_(round(SETTLED / self.momentum))
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -204,12 +207,6 @@ def check_average(eps: float, momentum: float | None) -> None:
         raise ValueError(f"eps must be positive, received {eps}.")
     if momentum is not None:
         check_share("momentum", momentum)
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, received {value!r}.")
 
 
 def check_shape(input: Tensor, channels: int, shapes: dict[int, str]) -> None:

@@ -150,7 +150,7 @@ class _BatchRenorm(RenormBase):
         TypeError
             `input` is not floating point.
         """
-        node = leaf_of(self, input, mask)
+        node = leaf_of(self, input) if mask is None else leaf_of(self, input, mask)
         if node is not None:
             return node
         self._check_input(input)
@@ -167,7 +167,7 @@ class _BatchRenorm(RenormBase):
             tracker = self._counted(input, mixing)
         dtype = statistics_dtype(input)
         weight, bias = in_dtype(self.weight, dtype), in_dtype(self.bias, dtype)
-        return self._normalize(input, weight, bias, tracker, weights, learned)
+        return self._normalize(input, weight, bias, tracker, weights, in_dtype(learned, dtype))
 
     def _normalize(
         self,
@@ -233,7 +233,7 @@ class _BatchRenorm(RenormBase):
                     logit = torch.zeros_like(state_dict[f"{prefix}running_mean"])
                 state_dict.setdefault(f"{prefix}mixing_logit", logit)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.keep_given_statistics()
+        self.count_given_statistics()
 
 
 def _number(bound: Bound) -> Bound:
@@ -263,7 +263,7 @@ class BatchRenorm1d(_BatchRenorm):
 
     By default the limits open gradually, to (3, 5), while the running statistics gather
     minibatches, and these are free of their beginning: the first step is batch normalisation, and
-    after a few hundred the layer is what the paper describes.  For a training of known length
+    after some 500 to 800 the layer is what the paper describes.  For a training of known length
     ``limits=LinearLimits.paper(total_steps)`` is a little better still; `PAPER` is the paper's own
     schedule, which is plain batch normalisation for 5,000 steps.
 
@@ -293,8 +293,8 @@ class BatchRenorm1d(_BatchRenorm):
         What the running statistics begin as: "unit", mean 0 and variance 1, as in torch;
         "first_batch", the moments of the first minibatch; or "debiased", which in addition weighs
         all minibatches as if the average had no beginning (Kingma & Ba 2015, arXiv:1412.6980,
-        section 3).  Statistics that are loaded without a count of minibatches are taken as they
-        are: the layer's `initial` is "unit" then.
+        section 3).  Statistics that are loaded without a count of minibatches are kept: they
+        are taken to have seen as many as the average remembers.
     moving
         Whether variances ("var", as in torch) or standard deviations ("std", as in the paper) are
         averaged.  The buffer holds a variance either way.

@@ -115,32 +115,36 @@ def convert_batchnorm(
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, received {type(module).__name__}.")
     factories = factories or {}
-    kinds = {kind for layer in module.modules() if (kind := _kind_for(type(layer))) is not None}
     substitutes = {
         layer: factories[type(layer)](layer)
         for layer in module.modules()
         if type(layer) in factories
     }
-    for substitute in substitutes.values():
-        kinds |= {k for part in substitute.modules() if (k := _kind_for(type(part))) is not None}
-    for kind in kinds or {BatchRenorm1d}:
-        # Raises now if an option is wrong, before any layer has changed.
-        kind(*(() if issubclass(kind, _LazyBatchRenorm) else (1,)), limits=limits, **options)
-    if strict and not (kinds or substitutes):
+    networks: tuple[nn.Module, ...] = (module, *substitutes.values())
+    found = [
+        layer
+        for network in networks
+        for layer in network.modules()
+        if _kind_for(type(layer)) is not None
+    ]
+    if strict and not (found or substitutes):
         raise ValueError(_nothing_found(module))
+    BatchRenorm1d(1, limits=limits, **options)
+    for layer in found:
+        _try_options(layer, {"limits": limits} | options)
     module = _with_substitutes(module, substitutes)
     own = {"momentum", "eps"} & options.keys()  # what batch normalisation has as well
     for layer in module.modules():
-        found = _kind_for(type(layer))
-        if found is None:
+        kind = _kind_for(type(layer))
+        if kind is None:
             continue
-        layer.__class__ = _derived(found, type(layer))
+        layer.__class__ = _derived(kind, type(layer))
         for name in own:
             setattr(layer, name, options[name])
         layer.set_options(  # type: ignore[operator]
             limits=limits, **{k: v for k, v in options.items() if k not in own}
         )
-        layer.keep_given_statistics()  # type: ignore[operator]
+        layer.count_given_statistics()  # type: ignore[operator]
     _warn_of_others(layer for layer in module.modules() if isinstance(layer, _BatchNorm))
     return module
 
@@ -209,6 +213,8 @@ def fold_to_batchnorm(module: Network) -> Network:
             plain = vars(layer).pop("folds_to", plain)
             layer.drop_options()  # type: ignore[operator]
             layer.__class__ = plain
+            if not issubclass(plain, nn.SyncBatchNorm):
+                vars(layer).pop("process_group", None)
     _warn_of_others(layer for layer in module.modules() if isinstance(layer, _BatchRenorm))
     return module
 
@@ -222,12 +228,42 @@ def _kind_for(origin: type[nn.Module]) -> Kind | None:
     if plain is None:
         return None
     forward: Any = origin.forward
-    calls_torch = "__class__" in forward.__code__.co_freevars and (
-        "forward" in forward.__code__.co_names
-    )
-    if forward is plain.forward or calls_torch or _is_timms(forward):
+    code = getattr(forward, "__code__", None)
+    if forward is plain.forward or _is_timms(forward):
         return _RENORM[plain]
-    return None
+    calls_torch = (
+        code is not None
+        and "__class__" in code.co_freevars
+        and "forward" in code.co_names
+        and "batch_norm" not in code.co_names  # on another branch, where it would stay
+    )
+    return _RENORM[plain] if calls_torch and not _names_itself(origin, plain) else None
+
+
+def _try_options(layer: Any, options: dict[str, Any]) -> None:
+    """Make a small layer of ours with these options, which raises if one is wrong for `layer`."""
+    kind: Any = _kind_for(type(layer))
+    own = {"eps": layer.eps, "momentum": layer.momentum}
+    size = () if issubclass(kind, _LazyBatchRenorm) else (1,)
+    kind(*size, track_running_stats=layer.track_running_stats, **own | options)
+
+
+def _names_itself(origin: type[nn.Module], plain: type[nn.Module]) -> bool:
+    """Return whether a method calls ``super(ItsClass, self)``, which no other class can."""
+    return any(
+        "__class__" in function.__code__.co_freevars and kind.__name__ in function.__code__.co_names
+        for kind in origin.__mro__
+        if kind not in plain.__mro__
+        for name, member in vars(kind).items()
+        if name != "__init__"
+        for function in _functions_of(member)
+    )
+
+
+def _functions_of(member: object) -> list[types.FunctionType]:
+    """Return the functions that a method, a property or a class method consists of."""
+    parts = [getattr(member, name, None) for name in ("__func__", "fget", "fset", "fdel")]
+    return [part for part in (member, *parts) if isinstance(part, types.FunctionType)]
 
 
 def _is_timms(forward: Any) -> bool:
@@ -235,8 +271,8 @@ def _is_timms(forward: Any) -> bool:
 
     It calls torch's function, then ``self.drop`` and ``self.act``.
     """
-    module: str = forward.__module__
-    return module.startswith("timm.") and forward.__qualname__ == "BatchNormAct2d.forward"
+    module, name = (getattr(forward, of, None) or "" for of in ("__module__", "__qualname__"))
+    return module.startswith("timm.") and name == "BatchNormAct2d.forward"
 
 
 def _derived(kind: Any, origin: Any) -> Kind:
@@ -258,11 +294,11 @@ def _make(kind: Any, origin: Any) -> Kind:
     members = {
         name: value
         for name, value in vars(origin).items()
-        if name not in ("__dict__", "__weakref__")
+        if name not in ("__dict__", "__weakref__", "__init_subclass__")
     }
     made = type(origin)(origin.__name__, bases, members | {"made_of": (kind, origin)})
     for name, value in members.items():
-        if isinstance(value, types.FunctionType):
+        if _functions_of(value):
             setattr(made, name, _of_class(value, made))
     if "forward" in members:
         timms = _is_timms(members["forward"])
@@ -271,8 +307,17 @@ def _make(kind: Any, origin: Any) -> Kind:
     return made  # type: ignore[no-any-return]
 
 
-def _of_class(function: types.FunctionType, owner: type) -> types.FunctionType:
-    """Return `function` with a ``super()`` that starts at `owner`."""
+def _of_class(member: Any, owner: type) -> Any:
+    """Return a function, property or class method with a ``super()`` that starts at `owner`."""
+    if isinstance(member, property):
+        parts = (member.fget, member.fset, member.fdel)
+        return property(*(None if part is None else _of_class(part, owner) for part in parts))
+    if isinstance(member, classmethod | staticmethod):
+        return type(member)(_of_class(member.__func__, owner))
+    return _function_of_class(member, owner)
+
+
+def _function_of_class(function: types.FunctionType, owner: type) -> types.FunctionType:
     if "__class__" not in function.__code__.co_freevars:
         return function
     cells = tuple(
@@ -301,9 +346,9 @@ def _as_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `forward`, of which `torch.fx` makes one node, as it does of torch's own layers."""
 
     @functools.wraps(forward)
-    def whole(self: Any, input: Tensor, *others: Any) -> Tensor:
-        node = leaf_of(self, input, *others)
-        return forward(self, input, *others) if node is None else node
+    def whole(self: Any, *given: Any, **named: Any) -> Tensor:
+        node = leaf_of(self, *given, **named)
+        return forward(self, *given, **named) if node is None else node
 
     return whole
 

@@ -25,7 +25,7 @@ from bioren.nn.grouped import (
 from bioren.nn.kernels import renormalize, renormalize_instances
 from bioren.nn.moments import ChannelMoments, ValueWeights, statistics_dtype
 from bioren.nn.recomputation import Recollection
-from bioren.nn.schedules import check_share
+from bioren.nn.schedules import ConstantLimits, check_choice, check_share
 from bioren.nn.tracking import Moving, Tracker
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def batch_renorm(
     ValueError
         `input` has fewer than two dimensions or another number of channels than the running
         statistics; one of these is missing, or both in evaluation; `mask` has another shape;
-        `mixing` is a number outside [0, 1].
+        `mixing` or `momentum` is a number outside [0, 1], or a limit out of range.
 
     References
     ----------
@@ -120,6 +120,10 @@ def batch_renorm(
     if not training:
         return evaluate(input, running_mean, running_var, weight, bias, eps)
     check_share("mixing", mixing)
+    check_share("momentum", momentum)
+    check_choice("moving", moving, ("var", "std"))
+    if not isinstance(r_max, torch.Tensor) and not isinstance(d_max, torch.Tensor):
+        ConstantLimits(r_max, d_max)  # raises if out of range
     learned = mixing if isinstance(mixing, torch.Tensor) else None
     tracker = None
     if running_mean is not None and running_var is not None:
@@ -133,7 +137,7 @@ def batch_renorm(
         eps,
         tracker,
         weights=None if mask is None else value_weights(mask, input),
-        learned=learned,
+        learned=in_dtype(learned, dtype),
     )
 
 
@@ -384,7 +388,8 @@ def value_weights(mask: Tensor, input: Tensor) -> ValueWeights:
             f"the latter, for input of shape {tuple(input.shape)}, received {shape}."
         )
         raise ValueError(msg)
-    return ValueWeights.of(mask.expand(wanted), statistics_dtype(input))
+    # Weights are given: the gradient does not go through them.
+    return ValueWeights.of(mask.detach().expand(wanted), statistics_dtype(input))
 
 
 def in_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -100,6 +100,8 @@ def renormalize(
         terms = (r, d) if learned is None else mixed_terms(r, d, learned)
     else:
         input, moments = moments_of(input, weights)
+        if weights is not None and tracker is not None:
+            moments = _met_by_nothing(moments, tracker)
         terms = None if tracker is None else applied_terms(tracker, moments, learned)
     return normalize(input, moments, weight, bias, terms, eps, weights=weights, averages=averages)
 
@@ -110,6 +112,19 @@ def applied_terms(
     """Return what is applied of the (r, d) of a minibatch, and let it in."""
     r, d = tracker.meet(moments)
     return (r, d) if learned is None else mixed_terms(r, d, learned)
+
+
+def _met_by_nothing(moments: ChannelMoments, tracker: Tracker) -> ChannelMoments:
+    """Return the running statistics in the place of moments of which no value counts."""
+    number = moments.number
+    if not isinstance(number, Tensor) and number > 0:
+        return moments
+    dtype = moments.mean.dtype
+    mean, var = tracker.running_mean.to(dtype), tracker.running_var.to(dtype)
+    if isinstance(number, Tensor):
+        mean = torch.where(number > 0, moments.mean, mean)
+        var = torch.where(number > 0, moments.var, var)
+    return moments._replace(mean=mean + 0, var=var + 0)  # copies: these move on
 
 
 def _is_batch_norm(input: Tensor, tracker: Tracker) -> bool:
@@ -236,10 +251,11 @@ def normalize(
             "average_backward works in eager mode alone: its memory is written in the backward "
             "pass, which compilers and function transforms do not see."
         )
-    quicker = weights is not None or input.numel() > SMALL
+    quicker = input.numel() > 0 and (weights is not None or input.numel() > SMALL)
     if averages is not None or (quicker and native_kernels_serve(input)):
+        share = None if weights is None else weights.share
         y: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            input, weight, bias, r, d, moments.mean, moments.var, eps, weights, averages
+            input, weight, bias, r, d, moments.mean, moments.var, eps, share, averages
         )
         return y
     scale, shift = affine(weight, bias, r, d)
@@ -312,49 +328,69 @@ class _Normalize(torch.autograd.Function):
         mean: Tensor,
         var: Tensor,
         eps: float,
-        weights: ValueWeights | None,
+        share: Tensor | None,
         averages: BackwardAverages | None,
     ) -> Tensor:
         scale, shift = affine(weight, bias, r, d)
-        ctx.eps, ctx.weights, ctx.averages = eps, weights, averages
-        ctx.save_for_backward(input, weight, bias, r, d, mean, var, scale)
+        ctx.eps, ctx.averages = eps, averages
+        ctx.save_for_backward(input, weight, bias, r, d, mean, var, scale, share)
         return _fixed(input, scale, shift, mean, var, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy)
-        input, weight, _, r, d, mean, var, scale = ctx.saved_tensors
+        input, weight, _, r, d, mean, var, scale, share = ctx.saved_tensors
         wants_input, wants_weight, wants_bias, wants_r, wants_d, *_ = ctx.needs_input_grad
         invstd = (var + ctx.eps).rsqrt()
-        # With moments that are none of the kernel's business it makes the gradient of fixed ones.
-        plain = ctx.weights is None and ctx.averages is None
-        wants_sums = not plain or wants_weight or wants_bias or wants_r or wants_d
-        dx, dscale, dshift = _backward(
-            dy,
-            input,
-            scale,
-            None if plain else mean,
-            None if plain else var,
-            mean,
-            invstd,
-            plain,
-            ctx.eps,
-            [wants_input, wants_sums, wants_sums],
-        )
-        if wants_input and not plain:
-            if ctx.averages is None:
-                slope, level = dscale, dshift
-                if scale is not None:
-                    slope, level = slope * scale, level * scale
-            else:
-                slope, level = ctx.averages.replaced(
-                    dscale, dshift, weight, r, d, input.numel() // input.shape[1]
-                )
-            through = _fixed(input, slope * invstd, level * invstd, mean, var, ctx.eps)
-            if ctx.weights is not None:
-                through *= ctx.weights.share
-            dx -= through
+        plain = share is None and ctx.averages is None
+        if plain:
+            wants_sums = wants_weight or wants_bias or wants_r or wants_d
+            dx, dscale, dshift = _backward(
+                dy,
+                input,
+                scale,
+                None,
+                None,
+                mean,
+                invstd,
+                True,
+                ctx.eps,
+                [wants_input, wants_sums, wants_sums],
+            )
+        else:
+            # Two gradients are subtracted, which half precision would not survive.
+            values, g = input.to(mean.dtype), dy.to(mean.dtype)
+            # With moments that are none of the kernel's business it makes that of fixed ones.
+            dx, dscale, dshift = _backward(
+                g,
+                values,
+                mean.new_ones(len(mean)) if scale is None else scale,
+                mean,
+                var,
+                mean,
+                invstd,
+                False,
+                ctx.eps,
+                [wants_input, True, True],
+            )
+            if wants_input:
+                if ctx.averages is not None:
+                    number = input.numel() // len(mean)
+                    slope, level = ctx.averages.replaced(dscale, dshift, weight, r, d, number)
+                elif scale is not None:
+                    slope, level = dscale * scale, dshift * scale
+                else:
+                    slope, level = dscale, dshift
+                through = _fixed(values, slope * invstd, level * invstd, mean, var, ctx.eps)
+                if share is None:
+                    dx.sub_(through)
+                else:
+                    # What does not count may be so large that it is infinite now: of that, no
+                    # share at all would be NaN.
+                    most = torch.finfo(through.dtype).max
+                    dx.addcmul_(through.clamp_(-most, most), share, value=-1)
+                dx = dx.to(input.dtype)
         dweight = dr = dd = None
         if wants_weight:
             # The shift holds the weight, too: it is d * weight + bias.
@@ -370,7 +406,7 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of `_Normalize` with a graph of their own, for a second derivative."""
     if ctx.averages is not None:
         raise RuntimeError("average_backward has no second derivative; leave it out.")
-    input, weight, bias, r, d, *_ = ctx.saved_tensors
+    input, weight, bias, r, d, _, _, _, share = ctx.saved_tensors
     wanted = [
         (at, tensor)
         for at, tensor in enumerate((input, weight, bias, r, d))
@@ -382,7 +418,8 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         leaves.get(at, tensor) for at, tensor in enumerate((input, weight, bias, r, d))
     )
     scale, shift = affine(weight, bias, r, d)
-    moments = channel_moments(input, ctx.weights)
+    weights = None if share is None else ValueWeights.of(share, share.dtype)
+    moments = channel_moments(input, weights)
     z = (input - of_channels(moments.mean, input)) / of_channels(
         (moments.var + ctx.eps).sqrt(), input
     )

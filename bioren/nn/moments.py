@@ -36,7 +36,7 @@ class ChannelMoments(NamedTuple):
     """Values per channel, or the sum of their weights; the same for all channels, a 0-d tensor
     where reading it would hold up a GPU."""
     squares: float | Tensor | None = None
-    """Sum of the squared weights, likewise; None if they are 1."""
+    """Sum of the squared shares of the values in the whole, likewise; None if all are alike."""
 
     @property
     def effective(self) -> float | Tensor:
@@ -47,9 +47,9 @@ class ChannelMoments(NamedTuple):
         if self.squares is None:
             return self.number
         if not isinstance(self.squares, Tensor):
-            return self.number**2 / self.squares if self.squares > 0 else 0
+            return 1 / self.squares if self.squares > 0 else 0
         positive = self.squares > 0
-        return torch.where(positive, self.number**2 / torch.where(positive, self.squares, 1), 0)
+        return torch.where(positive, 1 / torch.where(positive, self.squares, 1), 0)
 
     def unbiased(self) -> Tensor:
         """Return the variance divided by the number less one; the biased one if that is 0."""
@@ -82,18 +82,19 @@ class ValueWeights(NamedTuple):
     total: float | Tensor
     """Sum of the weights."""
     squares: float | Tensor
-    """Sum of the squared weights."""
+    """Sum of the squared shares."""
 
     @classmethod
     def of(cls, weights: Tensor, dtype: torch.dtype) -> ValueWeights:
         """Return the weights, of shape ``(N, 1, *positions)``, as shares of their sum."""
         weights = weights.to(dtype)
         total = weights.sum()
-        squares = torch.linalg.vecdot(weights.flatten(), weights.flatten())
         if is_readable(total):
             number = total.item()
-            return cls(weights / (number if number > 0 else 1), number, squares.item())
-        return cls(weights / torch.where(total > 0, total, 1), total, squares)
+            share = weights / (number if number > 0 else 1)
+            return cls(share, number, share.square().sum().item())
+        share = weights / torch.where(total > 0, total, 1)
+        return cls(share, total, share.square().sum())
 
 
 def channel_moments(input: Tensor, weights: ValueWeights | None = None) -> ChannelMoments:
@@ -130,18 +131,21 @@ def weighted_moments(input: Tensor, weights: ValueWeights) -> ChannelMoments:
     A value that weighs nothing has to be finite all the same, and so has its square, or the
     moments are not.
     """
-    x = input.to(statistics_dtype(input))
     share, total, squares = weights
-    mean = _weighted_sum(x, share)
-    deviation = x - of_channels(mean, x)
-    # The first mean lacks the small digits of large values.
-    rest = _weighted_sum(deviation, share)
-    var = _weighted_sum(deviation.square_(), share) - rest.square()
+    with torch.autocast(input.device.type, enabled=False):  # it would round the statistics
+        x = input.to(statistics_dtype(input))
+        mean = _weighted_sum(x, share)
+        deviation = x - of_channels(mean, x)
+        # The first mean lacks the small digits of large values.
+        rest = _weighted_sum(deviation, share)
+        var = _weighted_sum(deviation.square_(), share) - rest.square()
     return ChannelMoments(mean + rest, var.clamp_(min=0), total, squares)
 
 
 def _weighted_sum(x: Tensor, share: Tensor) -> Tensor:
     """Return the sum of ``x * share`` of each channel, as a product of matrices."""
+    if x.is_cuda:  # whose matrix products may be told to round
+        return (x * share).sum([0, *range(2, x.dim())])
     if x.dim() == 2 or x.stride(1) == 1:  # channels are last in memory: a view of rows
         return (share.reshape(1, -1) @ x.movedim(1, -1).reshape(-1, x.shape[1]))[0]
     return torch.bmm(x.flatten(2), share.flatten(1)[:, :, None])[:, :, 0].sum(0)
@@ -168,7 +172,9 @@ def merged_moments(parts: ChannelMoments) -> ChannelMoments:
     share = parts.number / torch.where(count > 0, count, 1)
     mean = (share * parts.mean).sum(0)
     var = (share * (parts.var + (parts.mean - mean).square())).sum(0)
-    squares = parts.squares.sum() if isinstance(parts.squares, Tensor) else None
+    squares = None
+    if isinstance(parts.squares, Tensor):
+        squares = (share.square() * parts.squares).sum()
     return ChannelMoments(mean, var, count, squares)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bioren.bridge import AffineBridge, kept_terms
+from bioren.nn._torch import leaf_of
 from bioren.nn.functional import SampleStatistics, check_cells, sample_renorm
 from bioren.nn.grouped import population_normalizer, spread
 from bioren.nn.recomputation import Recollection, may_run_again
@@ -163,6 +164,9 @@ class SampleRenorm1d(nn.Module):
         ValueError, TypeError, IndexError
             See `bioren.nn.functional.sample_renorm`.
         """
+        node = leaf_of(self, input, sample)
+        if node is not None:
+            return node
         r_max, d_max = self.limits(self.num_batches_tracked)
         output = sample_renorm(
             input,

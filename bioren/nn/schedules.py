@@ -36,6 +36,7 @@ __all__ = [
     "StepLimits",
     "as_mixing",
     "as_schedule",
+    "check_choice",
     "check_share",
     "ramp",
     "readable",
@@ -160,8 +161,8 @@ class LinearLimits:
         ValueError
             `total_steps` is below 1.
         """
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, received {total_steps}.")
+        if total_steps < 1 or total_steps != int(total_steps):
+            raise ValueError(f"total_steps must be a number of 1 or more, received {total_steps}.")
         start, r_end, d_end = (
             total_steps * steps // 100_000 for steps in (PAPER.start, PAPER.r_end, PAPER.d_end)
         )
@@ -185,7 +186,7 @@ class LinearLimits:
         """
         if momentum == 0:
             return cls(0, 0, 0, PAPER.r_max, PAPER.d_max)
-        horizon = 1 / (0.01 if momentum is None else momentum)
+        horizon = min(1 / (0.01 if momentum is None else momentum), 1e15)
         r_end, d_end = (
             round(horizon * steps / PAPER.start) for steps in (PAPER.r_end, PAPER.d_end)
         )
@@ -368,7 +369,17 @@ def as_mixing(mixing: object) -> Mixing:
     return float(mixing)
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, received {value!r}.")
+
+
 def check_share(name: str, value: object) -> None:
     """Raise unless `value`, if it is a number, lies in [0, 1]."""
-    if not isinstance(value, Tensor) and not 0 <= value <= 1:  # type: ignore[operator]
+    if isinstance(value, Tensor):
+        return
+    if not isinstance(value, float | int):
+        raise TypeError(f"{name} must be a number in [0, 1], received {value!r}.")
+    if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], received {value}.")

@@ -143,9 +143,8 @@ def merged_over_ranks(local: ChannelMoments, group: dist.ProcessGroup | None) ->
     """
     mean = local.mean
     number = torch.as_tensor(local.number, dtype=mean.dtype, device=mean.device)
-    squares = number
-    if local.squares is not None:
-        squares = torch.as_tensor(local.squares, dtype=mean.dtype, device=mean.device)
+    own = 1 / number.clamp(min=1) if local.squares is None else local.squares
+    squares = torch.as_tensor(own, dtype=mean.dtype, device=mean.device)
     flat = torch.cat([local.mean, local.var, number[None], squares[None]])
     parts = _gathered(flat, group)  # ranks x (2 * channels + 2)
     channels = len(mean)

@@ -99,7 +99,7 @@ class Tracker:
         if not (
             number > 1  # it would take a single value's variance for NaN
             and mean.is_cpu
-            and mean.dtype == statistics_dtype(input)
+            and mean.dtype == var.dtype == statistics_dtype(input)
             and self.moving == "var"
             and self.first is False
             and self.recollection is None
@@ -248,7 +248,9 @@ class Tracker:
             running = (t.to(batch.mean.dtype) for t in (self.running_mean, self.running_var))
             mean, var = self._before(batch, *running)
             first, second = saved_for_backward(*wanted(batch, mean, var))
-            self.assign(*self._after(batch, mean, var), empty=batch.number == 0)
+            # A number is above 0 here, and may be symbolic, where a compiler is at work.
+            empty = isinstance(batch.number, Tensor) and batch.number == 0
+            self.assign(*self._after(batch, mean, var), empty=empty)
             return first, second
 
     def _before(self, batch: ChannelMoments, mean: Array, var: Array) -> tuple[Array, Array]:

@@ -415,7 +415,7 @@ def _legend_above(ax: Axes) -> None:
 def _components(adata: AnnData, effects: Effects) -> np.ndarray:
     """Return the first two principal components of the variable genes."""
     cells = read_cells(adata, effects.settings.get("layer"))
-    check_log_scale(cells.x)
+    check_log_scale(cells.values)
     return _two_components(cells.variable_matrix())
 
 

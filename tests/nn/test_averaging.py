@@ -148,6 +148,12 @@ def test_a_layer_that_is_reset_has_seen_no_gradient(reset):
     assert not layer.backward_averages.means.any()
 
 
+@pytest.mark.parametrize("size", [0, True, 1.5])
+def test_sizes_that_are_no_number_of_minibatches(size):
+    with pytest.raises(ValueError, match="number of minibatches"):
+        BatchRenorm1d(3, average_backward=size)
+
+
 def test_averages_lie_where_the_layer_does():
     layer = BatchRenorm1d(3, average_backward=4, device="meta", dtype=torch.float64)
     assert {b.device.type for b in layer.backward_averages.buffers()} == {"meta"}

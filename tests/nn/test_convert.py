@@ -1,6 +1,7 @@
 """Networks turned from batch normalisation to renormalisation and back."""
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -206,13 +207,14 @@ SUBCLASSES = {
 def test_subclasses_that_leave_normalising_to_torch_are_converted_and_folded(name):
     plain = nn.Sequential(SUBCLASSES[name]())
     nn.init.normal_(plain[0].running_mean)
+    plain[0].num_batches_tracked.fill_(4)
     net, x = copy.deepcopy(plain), torch.randn(4, 3, 5, 5)
     convert_batchnorm(net, limits=(1.5, 0.5))
     assert isinstance(net[0], BatchRenorm2d)
     assert not isinstance(net[0], nn.BatchNorm2d)
     torch.testing.assert_close(net.eval()(x), plain.eval()(x))
     assert not torch.allclose(net.train()(x), plain.train()(x))
-    assert net[0].num_batches_tracked == 1
+    assert net[0].num_batches_tracked == 5
     assert ("rectified" in repr(net)) == ("forward" in name)
     torch.testing.assert_close(net.eval()(x), copy.deepcopy(net)(x))
     convert_sync(net)
@@ -259,6 +261,76 @@ def test_factories_make_substitutes_which_are_converted_as_well():
     assert net[0][0] is net[0][1]
     alone = convert_batchnorm(OwnForward(3), factories={OwnForward: parts})
     assert type(alone[0]) is BatchRenorm2d
+
+
+def test_an_option_that_one_layer_cannot_have_changes_none():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="learned"):
+        convert_batchnorm(net, mixing="learned")
+    assert [type(layer) for layer in net] == [nn.BatchNorm1d] * 2
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=1.5))
+    with pytest.raises(ValueError, match="momentum"):
+        convert_batchnorm(net)
+    assert type(net[0]) is nn.BatchNorm1d
+
+
+class Gated(nn.BatchNorm1d):
+    """Has an argument, a property and a class method of its own."""
+
+    def forward(self, input, *, gate=1.0):
+        return gate * super().forward(input)
+
+    @property
+    def told(self):
+        return super().extra_repr()
+
+    @classmethod
+    def kind(cls):
+        return cls.__name__, super().__init__
+
+
+def test_keyword_arguments_properties_and_class_methods_stay():
+    layer, x = convert_batchnorm(Gated(3), limits=(1.5, 0.5)), torch.randn(4, 3)
+    torch.testing.assert_close(layer.eval()(x, gate=2.0), 2 * layer(input=x))
+    assert "limits" in layer.told
+    assert layer.kind()[0] == "Gated"
+    net = nn.Sequential(layer)
+    torch.testing.assert_close(torch.fx.symbolic_trace(net)(x), net(x))
+
+
+class OldStyle(nn.BatchNorm1d):
+    """Names itself: no other class can call that."""
+
+    def forward(self, input):
+        return super(OldStyle, self).forward(input)  # noqa: UP008
+
+
+class Branches(nn.BatchNorm1d):
+    """Normalises by torch's function on one of two ways."""
+
+    def forward(self, input):
+        if input.dtype == torch.bfloat16:
+            return nn.functional.batch_norm(input, None, None, training=True)
+        return super().forward(input)
+
+
+class Callable1d(nn.BatchNorm1d):
+    """Its forward pass is no function."""
+
+    forward = functools.partial(torch.relu)
+
+
+@pytest.mark.parametrize("kind", [OldStyle, Branches, Callable1d])
+def test_what_cannot_be_converted_safely_is_left_alone(kind):
+    net = nn.Sequential(kind(3), nn.BatchNorm1d(3))
+    with pytest.warns(UserWarning, match=kind.__name__):
+        convert_batchnorm(net)
+    assert [type(layer) for layer in net] == [kind, BatchRenorm1d]
+
+
+def test_folded_layers_keep_no_process_group():
+    layer = fold_to_batchnorm(convert_sync(convert_batchnorm(nn.BatchNorm1d(3))))
+    assert not hasattr(layer, "process_group")
 
 
 @pytest.mark.parametrize("net", [nn.Linear(2, 2), nn.Sequential(OwnForward(3))])

@@ -123,6 +123,74 @@ def test_all_masked_changes_nothing_and_stays_finite():
     assert torch.equal(layer.running_var, torch.ones(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_masks_under_autocast(dtype):
+    x, mask = torch.randn(64, 8).to(dtype), torch.rand(64) < 0.7
+    layer = BatchRenorm1d(8, limits=(1.5, 0.5))
+    twin = copy.deepcopy(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x, mask)
+    torch.testing.assert_close(y, twin(x, mask))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float32, 1e-5)]
+)
+def test_gradients_under_a_mask_are_as_good_as_the_precision_of_the_input(dtype, error):
+    x, dy, mask = torch.randn(2048, 4), 50 * torch.randn(2048, 4) + 20, torch.rand(2048) < 0.7
+    gradients = []
+    for of in (dtype, torch.float64):
+        leaf = x.to(dtype).to(of).clone().requires_grad_()
+        BatchRenorm1d(4, limits=(1.5, 0.5), dtype=torch.promote_types(of, torch.float32))(
+            leaf, mask
+        ).backward(dy.to(dtype).to(of))
+        gradients.append(leaf.grad.double())
+    assert (gradients[0] - gradients[1]).abs().max() < error * gradients[1].abs().max()
+
+
+@pytest.mark.parametrize("value", [1e30, torch.finfo(torch.float32).min])
+def test_huge_values_that_do_not_count_reach_no_gradient(value):
+    x, mask = 0.1 * torch.randn(64, 3), torch.ones(64, dtype=torch.bool)
+    mask[5] = False
+    x[5] = value
+    leaf = x.requires_grad_()
+    (BatchRenorm1d(3, limits=(1.5, 0.5))(leaf, mask)[mask]).pow(3).sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_weights_of_any_scale(scale):
+    x, weights = torch.randn(8, 3), torch.rand(8)
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5))
+    twin = copy.deepcopy(layer)
+    torch.testing.assert_close(layer(x, weights * scale), twin(x, weights))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+def test_where_nothing_counts_the_output_is_that_of_evaluation():
+    layer = BatchRenorm1d(3, limits=(1.5, 0.5))
+    layer(torch.randn(8, 3) * 2 + 1)
+    x = torch.randn(8, 3)
+    expected = copy.deepcopy(layer).eval()(x)
+    torch.testing.assert_close(layer(x, torch.zeros(8, dtype=torch.bool)), expected)
+
+
+def test_masks_have_no_gradient():
+    mask = torch.rand(8).requires_grad_()
+    y = BatchRenorm1d(3, limits=(1.5, 0.5))(torch.randn(8, 3), mask)
+    assert (
+        torch.autograd.grad(y.sum(), mask, allow_unused=True) == (None,)
+        if y.requires_grad
+        else True
+    )
+
+
+def test_learned_mixing_of_another_dtype():
+    y = BatchRenorm1d(3, mixing="learned", dtype=torch.float64)(torch.randn(8, 3))
+    assert y.dtype == torch.float32
+
+
 def test_mask_of_ones_is_no_mask():
     x = torch.randn(5, 3, 4, **DOUBLE)
     layer = BatchRenorm1d(3, limits=(1.5, 0.5), **DOUBLE)
@@ -584,5 +652,7 @@ def test_function_and_layer_have_the_same_options(seed, share):
     for mixing in (share, torch.tensor(share, **DOUBLE)):
         y = batch_renorm(x, mean.clone(), var.clone(), mixing=mixing, **given)
         torch.testing.assert_close(y, copy.deepcopy(layer)(x))
-    with pytest.raises(ValueError, match="mixing"):
-        batch_renorm(x, mean, var, mixing=1.1)
+    wrong = ({"mixing": 1.1}, {"momentum": 2.0}, {"moving": "sd"}, {"r_max": 0.5})
+    for option in wrong:
+        with pytest.raises(ValueError, match="must"):
+            batch_renorm(x, mean, var, **option)

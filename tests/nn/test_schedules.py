@@ -119,7 +119,7 @@ def test_the_papers_schedule_for_another_length():
     for step in range(0, 1_000, 50):
         assert short(torch.tensor(step)) == PAPER(torch.tensor(100 * step))
     assert LinearLimits.paper(1)(torch.tensor(1)) == (3.0, 5.0)
-    with pytest.raises(ValueError, match="total_steps must be at least 1"):
+    with pytest.raises(ValueError, match="total_steps must be a number of 1 or more"):
         LinearLimits.paper(0)
 
 
@@ -161,19 +161,29 @@ def uncounted(layer):
 def test_statistics_without_their_count_are_not_overwritten_by_the_first_minibatch(given):
     layer = BatchRenorm1d(3)
     layer.load_state_dict(given(layer), strict=given is counted)
-    assert layer.initial == "unit"
+    again = copy.deepcopy(layer)
     layer(torch.randn(8, 3))
     assert (layer.running_mean > 1.9).all()
+    assert layer.limits(layer.num_batches_tracked) == (3.0, 5.0)
+    # Going on from a state that was saved in between is the same.
+    resumed = BatchRenorm1d(3)
+    resumed.load_state_dict(layer.state_dict())
+    x = torch.randn(8, 3)
+    torch.testing.assert_close(resumed(x), layer(x))
+    torch.testing.assert_close(resumed.state_dict(), layer.state_dict())
+    again.reset_running_stats()
+    again(x)
+    torch.testing.assert_close(again.running_mean, x.mean(0))
     plain = nn.BatchNorm1d(3)
     plain.running_mean.fill_(2.0)
-    assert convert_batchnorm(plain).initial == "unit"
+    assert convert_batchnorm(plain).num_batches_tracked > 0
 
 
 def test_statistics_with_their_count_go_on():
     layer = BatchRenorm1d(3)
     layer.load_state_dict({**counted(layer), "num_batches_tracked": torch.tensor(5)})
-    assert layer.initial == "debiased"
     layer(torch.randn(8, 3))
+    assert layer.num_batches_tracked == 6
     assert (layer.running_mean < 1.8).all()
 
 

@@ -120,6 +120,24 @@ def test_masks_and_checkpoints_over_ranks():
         torch.testing.assert_close(state_again, state)
 
 
+def masked_with_an_empty_rank(rank, layer, x, mask):
+    mine = slice(0, 8) if rank == 0 else slice(8, 8)
+    layer, leaf = copy.deepcopy(layer), x[mine].clone().requires_grad_()
+    layer(leaf, mask[mine]).pow(3).sum().backward()
+    return leaf.grad, layer.weight.grad, layer.running_mean
+
+
+def test_a_mask_on_a_rank_without_rows():
+    layer = SyncBatchRenorm(3, limits=(2.0, 1.0), momentum=0.3, dtype=torch.float64)
+    x, mask = torch.randn(8, 3, dtype=torch.float64), torch.rand(8)
+    ranks = on_ranks(2, masked_with_an_empty_rank, layer, x, mask)
+    leaf = x.clone().requires_grad_()
+    layer(leaf, mask).pow(3).sum().backward()
+    torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]), leaf.grad)
+    torch.testing.assert_close(ranks[0][1] + ranks[1][1], layer.weight.grad)
+    torch.testing.assert_close(ranks[1][2], layer.running_mean)
+
+
 def under_ddp(rank, model, x):
     """Return both running means after two steps, as DDP leaves them: copied, and not."""
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters

@@ -22,6 +22,12 @@ from bioren.nn import (
     StepLimits,
 )
 
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    torch._dynamo.reset()
+
+
 LAYERS = {
     "constant limits": lambda: BatchRenorm2d(3, limits=(3.0, 5.0)),
     "paper": lambda: BatchRenorm2d(3),
@@ -111,6 +117,16 @@ def test_compiled_samples_have_the_same_gradients(backend):
     sample = torch.arange(6) % 2
     batches = [(torch.randn(6, 4, dtype=torch.float64), sample) for _ in range(4)]
     assert_compiled_is_eager(layer, backend, batches)
+
+
+@pytest.mark.parametrize("options", [{}, {"initial": "first_batch"}, {"momentum": None}])
+def test_compiled_for_minibatches_of_any_size(options):
+    layer = BatchRenorm1d(3, **options)
+    run = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    for rows in (8, 9, 5, 8):
+        x = torch.randn(rows, 3) + 1
+        torch.testing.assert_close(run(x), layer(x))
+    torch.testing.assert_close(run._orig_mod.state_dict(), layer.state_dict())
 
 
 def test_averaged_gradients_are_not_compiled():

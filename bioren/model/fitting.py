@@ -1,0 +1,253 @@
+"""From a study to a fitted model: bridges, network, states, population, as the data go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bioren._version import __version__
+from bioren.adata.matrix import FEWEST_DIMENSIONS, check_strength, check_varies, target_sum
+from bioren.adata.study import Study
+from bioren.arrays.blocks import Block, gather_rows
+from bioren.arrays.components import Projection
+from bioren.arrays.groups import sample_sums
+from bioren.arrays.moments import Moments
+from bioren.bridge import AffineBridge
+from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
+from bioren.effects.denoising import Denoiser, reliability
+from bioren.effects.diagnosis import (
+    Diagnosis,
+    alone,
+    apart,
+    structure_removed,
+    warn_structure,
+)
+from bioren.effects.limits import expression_bridge, within_limits
+from bioren.effects.state_profile import moments_by_state
+from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.model.fitted import Fitted, OwnSamples, Placement, Settings, network_facts
+from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.training import Epoch, embed, fit_network
+from bioren.reference.mapper import Mapper
+from bioren.reference.population import Population
+
+__all__ = ["align_study", "check_settings", "fit"]
+
+#: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
+SHIFT_ENTRIES = 2**26
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that are out of range, before any work.
+
+    Raises
+    ------
+    ValueError
+        One is.
+    """
+    check_strength(settings.strength)
+    if settings.n_latent < FEWEST_DIMENSIONS:
+        msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {settings.n_latent}."
+        raise ValueError(msg)
+
+
+def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fitted, Placement]:
+    """Find bridges, network and states.
+
+    Parameters
+    ----------
+    study
+        Expression, and what is known of its cells.
+    settings
+        See `Settings`.
+    rng
+        Source of all randomness.
+
+    Returns
+    -------
+    Fitted
+        The model.
+    Placement
+        The study's own cells in it, from which their results are had without another look.
+    """
+    check_settings(settings)
+    cells, design = study
+    variable = cells.variable_matrix()
+    check_varies(variable)
+    facts = network_facts(variable, design.facts)
+    removal = settings.removal
+    alignment = align_study(study, facts, removal, rng, variable=variable)
+    warn_isolated(design.batches.names, alignment)
+    of_variable = alignment.of_genes(cells.variable)
+
+    network, history = fit_network(
+        variable,
+        facts.codes,
+        of_variable.samples,
+        of_variable.reference,
+        sizes=(settings.n_latent, settings.n_hidden),
+        in_reference=design.in_reference,
+        options=settings.training,
+        rng=rng,
+    )
+    z = embed(network, variable, facts.codes)
+    loadings = _components(network)
+    states = _find_states(study, z, facts, settings, rng).limited(
+        lambda shifts: within_limits(shifts, of_variable, loadings, removal.d_max)
+    )
+    placement = Placement(cells, variable, facts.codes, states.place(z, facts))
+    placed = placement.placed
+    reliable = reliability(
+        variable,
+        facts.codes,
+        placed.share,
+        of_variable.full,
+        of_variable.reference.mean,
+        z.shape[1],
+        rng,
+    )
+    denoiser = Denoiser.fit(placed.full, placed.share, placed.apart, reliable)
+    population = _population(study, alignment, loadings, placed.share)
+    own = OwnSamples(
+        names=design.batches.names,
+        alignment=alignment,
+        expression=expression_bridge(
+            _compared_by_state(study, population.by_state, placed.share),
+            alignment,
+            removal,
+            usual=states.usual,
+            in_reference=design.in_reference,
+        ),
+        diagnosis=_diagnose(placement, alignment, states, loadings),
+        history=pd.DataFrame(history, columns=list(Epoch._fields)),
+    )
+    warn_structure(own.names, own.diagnosis.structure_removed, np.bincount(facts.codes))
+    mapper = Mapper.fit(
+        population,
+        network,
+        states,
+        denoiser,
+        removal,
+        cells=(variable, facts, placed.share, placed.full, placed.full - placed.apart),
+        rng=rng,
+    )
+    signed = cells.values.negative
+    return Fitted(settings, design.columns, design.labels, signed, mapper, own), placement
+
+
+def align_study(
+    study: Study,
+    facts: CellFacts,
+    removal: Removal,
+    rng: np.random.Generator,
+    *,
+    variable: Block | None,
+) -> Alignment:
+    """Find the effect of each sample on each gene, from the controls where there are some.
+
+    Parameters
+    ----------
+    study
+        Expression, and what is known of its cells.
+    facts
+        What states may be found with.
+    removal
+        How much is removed.
+    rng
+        Source of randomness.
+    variable
+        Expression of the genes that tell states apart, in memory; None: the samples' plain moments
+        are compared.
+    """
+    (x, _, genes, columns), design = study
+    if design.controls is not None:
+        x, facts = gather_rows(x, design.controls), facts.of(design.controls)
+        variable = None if variable is None else variable[design.controls]
+    if design.population is not None:
+        of_population = design.population.columns_of(genes)
+        return design.population.align(x, facts.codes, design.n_samples, of_population, removal)
+    return align(
+        x,
+        facts,
+        design.n_samples,
+        rng=rng,
+        variable=None if variable is None else (variable, columns),
+        in_reference=design.in_reference,
+        removal=removal,
+        turns=0 if variable is None else 2,
+    )
+
+
+def _find_states(
+    study: Study,
+    z: np.ndarray,
+    facts: CellFacts,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> ConditionalBridge:
+    """Find states and shifts in the embedding; fewer states where samples times genes are many."""
+    design = study.design
+    compared = slice(None) if design.controls is None else design.controls
+    entries = design.n_samples * len(study.cells.genes)
+    return ConditionalBridge.fit(
+        z[compared],
+        facts.of(compared),
+        design.n_samples,
+        rng=rng,
+        in_reference=design.in_reference,
+        n_states=max(1, min(default_n_states(len(z)), SHIFT_ENTRIES // entries)),
+        strength=settings.strength,
+    )
+
+
+def _compared_by_state(study: Study, by_state: Moments, share: np.ndarray) -> Moments:
+    """Return the moments by sample and state of the cells that effects are taken from."""
+    design = study.design
+    if design.controls is None:
+        return by_state
+    some = gather_rows(study.cells.x, design.controls)
+    codes = design.batches.codes[design.controls]
+    return moments_by_state(some, codes, design.n_samples, share[design.controls])
+
+
+def _population(
+    study: Study, alignment: Alignment, loadings: np.ndarray, share: np.ndarray
+) -> Population:
+    cells, design = study
+    everything = np.ones(design.n_samples, dtype=bool)
+    return Population(
+        genes=cells.genes,
+        samples=design.batches.names,
+        by_state=moments_by_state(cells.x, design.batches.codes, design.n_samples, share),
+        bridges=alignment.full,
+        in_reference=everything if design.in_reference is None else design.in_reference,
+        variable=cells.variable,
+        components=loadings,
+        recipe={"bioren": __version__, "target_sum": target_sum(cells.x)},
+    )
+
+
+def _diagnose(
+    placement: Placement, alignment: Alignment, states: ConditionalBridge, loadings: np.ndarray
+) -> Diagnosis:
+    """Compare the cells' coordinates along the components before and after all bridges."""
+    cells, x, codes, placed = placement
+    of_variable = alignment.of_genes(cells.variable)
+    projection = Projection(of_variable.reference.mean, loadings)
+    bridges = of_variable.bridges
+    before = projection.apply(x, codes, AffineBridge.identity(*bridges.scale.shape))
+    after = projection.apply(x, codes, bridges) - states.removed(placed.share, codes)
+    n_samples = len(bridges.scale)
+    count = sample_sums(placed.share, codes, n_samples)
+    return Diagnosis(
+        overlap_before=alignment.overlap_before,
+        overlap=alignment.overlap,
+        alone=alone(count),
+        apart=apart(count, states.usual),
+        structure_removed=structure_removed(before, after, codes, n_samples),
+    )
+
+
+def _components(network: BridgeNetwork) -> np.ndarray:
+    loadings: np.ndarray = network.components.detach().cpu().numpy()
+    return loadings
