@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import bioren
+from bioren.files import container
 from bioren.files.container import FORMAT_VERSION, read
 
 FOLDER = Path(__file__).parent / "formats"
@@ -27,6 +28,14 @@ def test_each_version_has_its_fixtures(version):
     names = {path.name for path in FILES}
     for kind in ("model", "published-model", "population"):
         assert f"format{version}-{kind}.bioren" in names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_of_today_are_read_by_the_next_version(path, monkeypatch, formats):
+    before = formats.mapped(path)
+    monkeypatch.setattr(container, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    for name, array in formats.mapped(path).items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

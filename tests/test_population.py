@@ -17,6 +17,7 @@ from bioren import AffineBridge, Moments, Population
 from bioren.adata.reference import read_reference, reference_text
 from bioren.arrays.groups import Batches
 from bioren.effects.state_profile import PRIOR_CELLS, moments_by_state
+from bioren.files.container import write
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -327,14 +328,13 @@ def published():
 
 
 def test_a_published_population_tells_how_many_cells_there_were(published):
-    assert published.samples == ["reference"]
+    assert published.samples == []
     assert published.cells.sum() == 200
     assert set(published.cells.index) == {"a", "b", "c"}
     for message, method in (
         ("none can be chosen", lambda: published.relative_to("a")),
         ("published already", published.reduced),
         ("has a sample 'a' already", lambda: published.add("a", *newcomer())),
-        ("has a sample 'reference' already", lambda: published.add("reference", *newcomer())),
     ):
         with pytest.raises(ValueError, match=message):
             method()
@@ -345,11 +345,47 @@ def test_samples_come_and_go_in_a_published_population_too(published):
     assert added.cells.to_dict() == published.cells.to_dict() | {"new": 20}
     assert added.without("new").digest == published.digest
     assert added.without("new").add("new", *newcomer()).digest == added.digest
-    alone = added.without("reference")
+    alone = replace(added, published=None, pooled=None)
     assert alone.cells.to_dict() == {"new": 20}
     assert added.subtract(alone).digest == published.digest
     assert published.merge(alone).digest == added.digest
     assert alone.merge(published).cells.sum() == 220
+
+
+def test_a_sample_may_have_any_name_beside_a_published_population(published, tmp_path):
+    one, other = (published.add(name, *newcomer()) for name in ("reference", "new"))
+    assert one.samples == ["reference"]
+    assert one.cells["reference"] == 20
+    for part in ("count", "mean", "m2"):
+        found, expected = (getattr(of.strata.by_state, part) for of in (one, other))
+        assert_array_equal(found, expected)
+    assert_array_equal(one.strata.composition, other.strata.composition)
+    one.save(tmp_path / "file")
+    again = Population.load(tmp_path / "file")
+    assert again.digest == one.digest
+    assert again.without("reference").digest == published.digest
+
+
+def test_two_published_parts_together_are_all_of_it():
+    whole = population(*cells_of(0, n_cells=300))
+    first, second = whole.without("c"), whole.without(["a", "b"])
+    states = set(first.reduced()[1]) & set(second.reduced()[1])
+    if states != set(range(whole.by_state.count.shape[1])):
+        pytest.skip("a state is missing in a part")
+    both = first.reduced()[0].merge(second.reduced()[0])
+    assert both.cells.to_dict() == whole.cells.to_dict()
+    expected = whole.reduced()[0]
+    assert both.pooled.n_samples == expected.pooled.n_samples == 3
+    assert_allclose(both.pooled.by_state.count, expected.pooled.by_state.count, rtol=1e-4)
+    assert_allclose(both.strata.composition, expected.strata.composition, rtol=1e-4)
+
+
+def test_a_file_that_says_nothing_of_pooled_samples(tmp_path):
+    stored = population(*cells_of(0)).contents()
+    del stored[0]["pooled"]
+    write(tmp_path / "file", "population", *stored)
+    with pytest.raises(ValueError, match="lacks the entry 'pooled'"):
+        Population.load(tmp_path / "file")
 
 
 @pytest.mark.parametrize("min_cells", [-1, 0, 2])
@@ -374,7 +410,7 @@ def test_nothing_of_few_cells_is_published(seed, min_cells):
         else whole
     ).strata.of_states(states)
     told_cells = counts[states]
-    assert_allclose(shared.by_state.count[0], told_cells, rtol=1e-4)
+    assert_allclose(shared.pooled.by_state.count, told_cells, rtol=1e-4)
     assert_allclose(shared.strata.composition, expected.composition, rtol=1e-4)
     assert_allclose(shared.strata.by_state.mean, expected.by_state.mean, rtol=1e-4, atol=1e-4)
     assert_allclose(shared.strata.by_state.var(), expected.by_state.var(), rtol=1e-3, atol=1e-4)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import slow_shifts
@@ -7,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cdist
 from slow_moments import by_group
 
+from bioren.arrays.moments import Moments
 from bioren.effects.states import CellFacts, ConditionalBridge, StateOptions, default_n_states
 
 
@@ -71,7 +74,7 @@ def oracle(bridge, cell, sample, covariates=(), label=-1):
     moved = cell
     for step in bridge.rounds:
         cosine = step.centers @ moved / np.linalg.norm(moved)
-        weight = possible * np.exp(-2 * (1 - cosine) / bridge.width)
+        weight = possible * np.exp(-2 * (1 - cosine) / bridge.options.width)
         weight = weight * np.exp(step.log_odds[sample])
         share = weight / weight.sum()
         moved = cell.astype(float)
@@ -485,3 +488,18 @@ def test_nothing_to_fit(n_cells, rounds, message):
     facts = CellFacts(np.zeros(n_cells, dtype=int))
     with pytest.raises(ValueError, match=message):
         fit(np.ones((n_cells, 3)), facts, options=StateOptions(rounds=rounds))
+
+
+def test_queries_are_placed_by_the_options_of_the_fit():
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 0.3, (120, 3)) + 3 * np.eye(3)[np.arange(120) // 60]
+    facts = CellFacts(np.arange(120) % 2)
+    bridge = fit(z, facts, n_states=2, options=StateOptions(prior_cells=50.0))
+    one = np.zeros(len(z), dtype=int)
+    reference = Moments.by_group(z, one, 1, bridge.states(z, facts))[0]
+    trusting = replace(bridge, options=StateOptions(prior_cells=0.0))
+    shifts = [
+        of.without_samples(np.arange(2)).place_newcomer(z[:40] + 0.5, None, reference).shifts
+        for of in (bridge, trusting)
+    ]
+    assert np.abs(shifts[0]).max() < 0.7 * np.abs(shifts[1]).max()

@@ -152,8 +152,8 @@ class ConditionalBridge:
     ----------
     rounds
         The frozen rounds, in the order of their application.
-    width
-        Softness of the assignment, as fitted.
+    options
+        How it was fitted, which holds for query samples as well.
     kept
         Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
     apart
@@ -169,7 +169,7 @@ class ConditionalBridge:
     """
 
     rounds: tuple[Round, ...]
-    width: float
+    options: StateOptions
     kept: np.ndarray
     apart: np.ndarray
     usual: np.ndarray
@@ -251,7 +251,7 @@ class ConditionalBridge:
                 break
         return cls(
             tuple(rounds),
-            options.width,
+            options,
             (1 - strength) * rounds[-1].shifts,
             shifts.apart,
             shifts.usual,
@@ -295,7 +295,7 @@ class ConditionalBridge:
     def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
         centers = self.rounds[-1].centers[states]
-        return softmax(nearness(unit_vectors(z), centers, self.width))
+        return softmax(nearness(unit_vectors(z), centers, self.options.width))
 
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
@@ -312,7 +312,7 @@ class ConditionalBridge:
         moved = z
         for step in self.rounds:
             share = _responsibilities(
-                moved, facts.codes, step.centers, step.log_odds, allowed, self.width
+                moved, facts.codes, step.centers, step.log_odds, allowed, self.options.width
             )
             moved = _moved(z, facts.codes, covariates, share, step)
         return moved, share
@@ -364,9 +364,10 @@ class ConditionalBridge:
         last = self.rounds[-1]
         even = np.zeros((1, len(last.centers)))
         moved = z
-        for _ in range(StateOptions().rounds):
-            share = _responsibilities(moved, one, last.centers, even, None, self.width)
-            shifts = shifts_onto(z, share, reference, StateOptions().prior_cells)
+        options = self.options
+        for _ in range(options.rounds):
+            share = _responsibilities(moved, one, last.centers, even, None, options.width)
+            shifts = shifts_onto(z, share, reference, options.prior_cells)
             levels = _levels(covariates, share)[None]
             step = Round(last.centers, even, shifts.removed[None], last.slopes, levels)
             before, moved = moved, _moved(z, one, covariates, share, step)
@@ -401,7 +402,7 @@ def frozen_states(centers: np.ndarray) -> ConditionalBridge:
     )
     nothing = only.shifts
     return ConditionalBridge(
-        (only,), StateOptions().width, nothing, nothing, only.log_odds, None, np.ones(0)
+        (only,), StateOptions(), nothing, nothing, only.log_odds, None, np.ones(0)
     )
 
 

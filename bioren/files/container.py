@@ -23,7 +23,7 @@ __all__ = ["FORMAT_VERSION", "LARGEST", "Stored", "digest", "read", "write"]
 
 #: Of the files that are written.  A change that older versions cannot read raises it by one;
 #: older files stay readable, and `tests/formats` keeps one of each version.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: The header's entry that holds the JSON; safetensors allows strings only.
 ENTRY = "bioren"
@@ -46,11 +46,14 @@ class Stored(NamedTuple):
         Everything but arrays, as JSON has it.
     arrays
         Arrays by name.
+    version
+        Of the format.
     """
 
     kind: str
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    version: int = FORMAT_VERSION
 
     def array(self, name: str, *shape: int | None, kind: str = "f") -> np.ndarray:
         """Return an array, checked.
@@ -141,7 +144,7 @@ class Stored(NamedTuple):
             for name, array in self.arrays.items()
             if name.startswith(start)
         }
-        return Stored(self.kind, self.about, inside)
+        return self._replace(arrays=inside)
 
     def _entry(self, name: str) -> Any:
         if name not in self.about:
@@ -228,17 +231,17 @@ def read(path: str | Path, kinds: Sequence[str]) -> Stored:
             version = header.get("format") if isinstance(header, dict) else None
             if type(version) is not int:
                 raise ValueError("bioren did not write it")
-            # Nothing else is known of another version.
-            names = file.keys() if version == FORMAT_VERSION else []
+            # Nothing else is known of a newer version.
+            names = file.keys() if 1 <= version <= FORMAT_VERSION else []
             arrays = {name: file.get_tensor(name) for name in names}
-        stored = Stored(str(header.get("kind")), header.get("about"), arrays)
-        checksum = digest(*stored)
+        stored = Stored(str(header.get("kind")), header.get("about"), arrays, version)
+        checksum = digest(*stored[:3])
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{path} cannot be read as a file of bioren: it is damaged, cut off or something else"
         raise ValueError(f"{msg} ({error}). {OTHER}") from error
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         msg = (
-            f"{path} is of format {version}, and this version of bioren reads format "
+            f"{path} is of format {version}, and this version of bioren reads formats up to "
             f"{FORMAT_VERSION}. Update bioren: pip install --upgrade bioren"
         )
         raise ValueError(msg)

@@ -18,7 +18,7 @@ from bioren.effects.alignment import Alignment
 from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.expression import ExpressionBridge
-from bioren.effects.states import ConditionalBridge, Round
+from bioren.effects.states import ConditionalBridge, Round, StateOptions
 from bioren.files.container import LARGEST, Stored, read, write
 from bioren.model.fitted import Fitted, OwnSamples, Settings
 from bioren.network.autoencoder import BridgeNetwork
@@ -146,7 +146,9 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "covariates": list(columns.covariates),
         "signed": bool(fitted.signed),
         "n_rounds": len(mapper.states.rounds),
-        "width": mapper.states.width,
+        "width": mapper.states.options.width,
+        "prior_cells": mapper.states.options.prior_cells,
+        "max_rounds": mapper.states.options.rounds,
         "knows": known.is_known,
         "single": known.single,
         "slope": known.slope if known.is_known else None,
@@ -343,8 +345,13 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
     usual = stored.array("states/usual", n_samples, n_states)
     if (usual < 0).any() or (usual > 1).any():
         raise ValueError("What counts as a batch effect is outside [0, 1].")
-    width = stored.number("width", 1e-6)
-    return ConditionalBridge(tuple(rounds), width, kept, apart, usual, labels, unit)
+    options = StateOptions(width=stored.number("width", 1e-6))
+    if stored.version > 1:
+        options = options._replace(
+            prior_cells=stored.number("prior_cells", 0),
+            rounds=stored.integer("max_rounds", 1, 1000),
+        )
+    return ConditionalBridge(tuple(rounds), options, kept, apart, usual, labels, unit)
 
 
 def _familiarity(stored: Stored) -> Familiarity:

@@ -36,24 +36,38 @@ LEAST_CELLS = 10
 
 KIND = "population"
 
-#: Name of the one sample of a published population.
+#: Under this name files of format 1 hold the pooled samples as one sample.
 POOLED = "reference"
 
 
 class Pooled(NamedTuple):
-    """What the sample of a published population stands for.
+    """Samples of a published population, together: of none of them anything is known by itself.
 
     Attributes
     ----------
+    by_state
+        Groups ``(states,)``, on the reference's own scale, float32.
     n_samples
-        Number of samples that it was pooled of.
+        Number of samples.
     weight, composition
         See `bioren.effects.state_profile.Standing`; shape ``(states,)``, float32.
     """
 
+    by_state: Moments
     n_samples: int
     weight: np.ndarray
     composition: np.ndarray
+
+    def merge(self, other: Pooled) -> Pooled:
+        """Return both together."""
+        n_samples = self.n_samples + other.n_samples
+        composition = self.n_samples * self.composition + other.n_samples * other.composition
+        return Pooled(
+            _single(self.by_state.merge(other.by_state)),
+            n_samples,
+            self.weight + other.weight,
+            (composition / n_samples).astype(np.float32),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +79,7 @@ class Population:
     genes
         Names of the genes.
     samples
-        Names of the samples.
+        Names of the samples that are known one by one: all, unless it was published.
     by_state
         Groups ``(samples, states)``: cells, means and squared deviations of log-expression as it
         was measured, float32.
@@ -80,10 +94,10 @@ class Population:
     recipe
         How expression was normalised, and versions; JSON.
     published
-        For a population that was reduced by `publish`, the names and cells of its samples, which
-        are pooled into one; else None.
+        For a population that was reduced by `publish`, the names and cells of all its samples,
+        the pooled ones among them; else None.
     pooled
-        What that one stands for; else None.
+        Those that are not known one by one; None: there are none.
 
     Examples
     --------
@@ -119,12 +133,21 @@ class Population:
     @cached_property
     def strata(self) -> Strata:
         """Return the reference by state: composition, levels and variances on its own scale."""
-        standing = Standing.of(self.by_state.count.astype(np.float64))
+        bridged, in_reference = self.bridged(), self.in_reference
+        standing = Standing.of(bridged.count)
         if self.pooled is not None:
-            row = self.samples.index(POOLED)
-            standing.weight[row], standing.composition[row] = self.pooled[1:]
-            standing.samples[row] = self.pooled.n_samples
-        return strata_of(self.bridged(), self.in_reference, standing)
+            known, n_samples, weight, composition = self.pooled
+            first = Moments(
+                *(np.asarray(of, dtype=np.float64) for of in (known.count, known.mean, known.m2))
+            )
+            bridged = Moments.stacked([first[None], bridged])
+            in_reference = np.concatenate([[True], in_reference])
+            standing = Standing(
+                np.vstack([weight, standing.weight]),
+                np.vstack([composition, standing.composition]),
+                np.concatenate([[n_samples], standing.samples]),
+            )
+        return strata_of(bridged, in_reference, standing)
 
     def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
@@ -246,7 +269,7 @@ class Population:
             ),
             in_reference=ours.in_reference | theirs.in_reference,
             published=self._published(self.cells.add(other.cells, fill_value=0), other),
-            pooled=self.pooled or other.pooled,
+            pooled=_merged(self.pooled, other.pooled),
         )
 
     def add(
@@ -360,7 +383,7 @@ class Population:
         Returns
         -------
         population
-            With one sample, which stands for all.
+            Its samples are pooled: none is known by itself.
         states
             Which states are left.
 
@@ -384,14 +407,15 @@ class Population:
             raise ValueError(msg)
         some = self._of_samples(told)
         strata = some.strata.of_states(states)
+        n_genes = len(self.genes)
         shared = replace(
             self,
-            samples=[POOLED],
-            by_state=_single(strata.by_state[None]),
-            bridges=AffineBridge.identity(1, len(self.genes)),
-            in_reference=np.ones(1, dtype=bool),
+            samples=[],
+            by_state=_single(Moments.empty((0, len(states)), n_genes)),
+            bridges=AffineBridge.identity(0, n_genes),
+            in_reference=np.ones(0, dtype=bool),
             published={name: int(n) for name, n in some.cells.items()},
-            pooled=some._as_one(states),
+            pooled=some._as_one(strata.by_state, states),
         )
         return shared, states
 
@@ -441,55 +465,72 @@ class Population:
         genes, samples = stored.names("genes"), stored.names("samples")
         n_samples, n_genes = len(samples), len(genes)
         count = stored.array("count", n_samples, None)
-        shape = n_samples, count.shape[1], n_genes
-        mean, m2 = stored.array("mean", *shape), stored.array("m2", *shape)
+        n_states = count.shape[1]
         variable = stored.array("variable", None, kind="i")
         in_reference = stored.array("in_reference", n_samples, kind="b")
-        inside = (variable >= 0).all() and (variable < n_genes).all()
-        if not inside or len(np.unique(variable)) < len(variable) or len(variable) == 0:
-            raise ValueError("The positions of the variable genes do not fit the genes.")
-        if (count < 0).any() or (m2 < 0).any() or not in_reference.any() or 0 in shape:
-            raise ValueError("The population holds negative counts or variances, or no reference.")
-        if not (count.sum(axis=1) > 1e-3).all():
-            raise ValueError("The population holds samples without cells.")
-        scale = stored.array("scale", n_samples, n_genes)
-        if (scale <= 0).any():
-            raise ValueError("The population holds bridges whose scale is not positive.")
+        scale, shift = (stored.array(name, n_samples, n_genes) for name in ("scale", "shift"))
         components = stored.array("components", len(variable), None)
-        if components.shape[1] == 0 or (np.abs(components) > 1.01).any():
-            raise ValueError("The components of the population are not orthonormal.")
-        recipe = stored.mapping("recipe")
-        if recipe.get("target_sum") is not None:
-            stored._replace(about=recipe).number("target_sum", 0)
-        published = None
-        if stored.about.get("published") is not None:
-            published = stored.mapping("published")
-            cells = stored._replace(about=published)
-            published = {name: cells.integer(name, 1) for name in published}
-            if not published:
-                raise ValueError("The population was published without samples.")
-        pooled = None
-        if stored.about["pooled"] is not None:
-            if POOLED not in samples or published is None:
-                raise ValueError("The population says what no sample of it stands for.")
-            pooled = Pooled(
-                stored.integer("pooled", 1),
-                *(stored.array(f"pooled/{of}", shape[1]) for of in ("weight", "composition")),
-            )
-            if (pooled.weight < 0).any() or not (pooled.composition >= 0).all():
-                raise ValueError("The population holds negative weights.")
-        return cls(
+        shape = n_samples, n_states, n_genes
+        found = cls(
             genes=pd.Index(genes),
             samples=samples,
-            by_state=Moments(count, mean, m2),
-            bridges=AffineBridge(scale, stored.array("shift", n_samples, n_genes)),
+            by_state=Moments(count, stored.array("mean", *shape), stored.array("m2", *shape)),
+            bridges=AffineBridge(scale, shift),
             in_reference=in_reference,
             variable=variable,
             components=components,
-            recipe=recipe,
-            published=published,
-            pooled=pooled,
+            recipe=stored.mapping("recipe"),
+            published=_read_published(stored),
+            pooled=_read_pooled(stored, n_states, n_genes),
         )
+        if stored.version == 1 and found.published is not None:
+            found = found._without_reserved_name(stored)
+        found._check()
+        return found
+
+    def _without_reserved_name(self, stored: Stored) -> Self:
+        """Return what format 1 held: pooled samples as the one called "reference"."""
+        if POOLED not in self.samples:
+            raise ValueError("The population says what no sample of it stands for.")
+        row = self.samples.index(POOLED)
+        n_states = self.by_state.count.shape[1]
+        pooled = Pooled(
+            self.by_state[row],
+            stored.integer("pooled", 1),
+            *(stored.array(f"pooled/{of}", n_states) for of in ("weight", "composition")),
+        )
+        others = np.arange(len(self.samples)) != row
+        return replace(self, pooled=pooled)._of_samples(others)
+
+    def _check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises
+        ------
+        ValueError
+            It does not.
+        """
+        variable, count, n_genes = self.variable, self.by_state.count, len(self.genes)
+        inside = (variable >= 0).all() and (variable < n_genes).all()
+        if not inside or len(np.unique(variable)) < len(variable) or len(variable) == 0:
+            raise ValueError("The positions of the variable genes do not fit the genes.")
+        of_all = [self.by_state] if self.pooled is None else [self.by_state, self.pooled.by_state]
+        negative = any((of.count < 0).any() or (of.m2 < 0).any() for of in of_all)
+        nothing = self.pooled is None and not self.in_reference.any()
+        if negative or nothing or 0 in (count.shape[1], n_genes):
+            raise ValueError("The population holds negative counts or variances, or no reference.")
+        if not all((of.count.sum(axis=-1) > 1e-3).all() for of in of_all):
+            raise ValueError("The population holds samples without cells.")
+        if (self.bridges.scale <= 0).any():
+            raise ValueError("The population holds bridges whose scale is not positive.")
+        if self.components.shape[1] == 0 or (np.abs(self.components) > 1.01).any():
+            raise ValueError("The components of the population are not orthonormal.")
+        if (self.pooled is None) != (self.published is None):
+            raise ValueError("The population says what no sample of it stands for.")
+        if self.pooled is not None:
+            weight, composition = self.pooled.weight, self.pooled.composition
+            if (weight < 0).any() or not (composition >= 0).all():
+                raise ValueError("The population holds negative weights.")
 
     def contents(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return what a file holds of it: all but arrays, and arrays."""
@@ -511,8 +552,14 @@ class Population:
             "components": self.components,
         }
         if self.pooled is not None:
-            arrays |= {"pooled/weight": self.pooled.weight}
-            arrays |= {"pooled/composition": self.pooled.composition}
+            by_state = self.pooled.by_state
+            arrays |= {
+                "pooled/count": by_state.count,
+                "pooled/mean": by_state.mean,
+                "pooled/m2": by_state.m2,
+                "pooled/weight": self.pooled.weight,
+                "pooled/composition": self.pooled.composition,
+            }
         return about, arrays
 
     def __repr__(self) -> str:
@@ -531,17 +578,18 @@ class Population:
             raise ValueError(f"No sample is named. There are {listed(self.samples)}.")
         if unknown:
             msg = f"There are no samples {listed(unknown)}; there are {listed(self.samples)}."
-            if self.published is not None:
-                msg += " The samples of a published population are pooled into one."
+            if self.pooled is not None:
+                msg += " Those that were published are pooled, and none can be chosen."
             raise ValueError(msg)
         return np.isin(self.samples, wanted)
 
-    def _as_one(self, states: np.ndarray) -> Pooled:
-        """Return what the samples of the reference stand for together, in some states."""
+    def _as_one(self, by_state: Moments, states: np.ndarray) -> Pooled:
+        """Return the samples of the reference together, in some states, of which this is known."""
         standing = Standing.of(self.by_state.count[self.in_reference].astype(np.float64))
         composition = standing.composition.mean(axis=0)[states]
         weight = standing.weight.sum(axis=0)[states]
         return Pooled(
+            _single(by_state),
             len(standing.samples),
             weight.astype(np.float32),
             (composition / composition.sum()).astype(np.float32),
@@ -549,17 +597,14 @@ class Population:
 
     def _of_samples(self, some: np.ndarray) -> Self:
         in_reference = self.in_reference[some]
-        if not in_reference.any():
+        if not in_reference.any() and self.pooled is None:
             raise ValueError("No sample of the reference would be left.")
         samples = [name for name, here in zip(self.samples, some, strict=True) if here]
-        cells = self.cells
-        # Those that were pooled are there as long as the sample that stands for them.
-        stands_for = np.where(cells.index.isin(self.samples), cells.index, POOLED)
+        gone = [name for name in self.samples if name not in samples]
         return replace(
             self,
             samples=samples,
-            published=self._published(cells[np.isin(stands_for, samples)], self),
-            pooled=self.pooled if POOLED in samples else None,
+            published=self._published(self.cells.drop(gone, errors="ignore"), self),
             by_state=self.by_state[some],
             bridges=self.bridges[some],
             in_reference=in_reference,
@@ -608,4 +653,42 @@ def _single(moments: Moments) -> Moments:
     """Return moments in the precision in which they are stored, such that a file changes none."""
     return Moments(
         *(np.asarray(of, dtype=np.float32) for of in (moments.count, moments.mean, moments.m2))
+    )
+
+
+def _merged(one: Pooled | None, other: Pooled | None) -> Pooled | None:
+    if one is None or other is None:
+        return one or other
+    return one.merge(other)
+
+
+def _read_published(stored: Stored) -> dict[str, int] | None:
+    recipe = stored.mapping("recipe")
+    if recipe.get("target_sum") is not None:
+        stored._replace(about=recipe).number("target_sum", 0)
+    if stored.about.get("published") is None:
+        return None
+    published = stored.mapping("published")
+    cells = stored._replace(about=published)
+    if not published:
+        raise ValueError("The population was published without samples.")
+    return {name: cells.integer(name, 1) for name in published}
+
+
+def _read_pooled(stored: Stored, n_states: int, n_genes: int) -> Pooled | None:
+    """Return the pooled samples; in format 1 they are among the others."""
+    if "pooled" not in stored.about:
+        raise ValueError("The population lacks the entry 'pooled'.")
+    if stored.about["pooled"] is None or stored.version == 1:
+        return None
+    part = stored.part("pooled")
+    return Pooled(
+        Moments(
+            part.array("count", n_states),
+            part.array("mean", n_states, n_genes),
+            part.array("m2", n_states, n_genes),
+        ),
+        stored.integer("pooled", 1),
+        part.array("weight", n_states),
+        part.array("composition", n_states),
     )
