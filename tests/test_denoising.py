@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from bioren import AffineBridge
-from bioren.effects.denoising import WITHIN, Denoiser, reliability
+from bioren.effects.denoising import Denoiser, reliability
 
 numbers = st.floats(-100, 100, width=32)
 
@@ -30,14 +30,11 @@ def placed(draw):
 def test_each_cell_lies_between_its_states_centers_and_its_place(given):
     z, share, apart, trust = given
     denoiser = Denoiser.fit(z, share, apart, trust)
-    for moved, kept in (
-        (denoiser.true_places(z, share, apart), trust),
-        (denoiser.embedding(z, share, apart), WITHIN * trust),
-    ):
-        for i in range(len(z)):
-            centers = [np.average(z - apart, axis=0, weights=w) for w in share.T]
-            center = sum(share[i, k] * center for k, center in enumerate(centers)) + apart[i]
-            assert_allclose(moved[i], kept * z[i] + (1 - kept) * center, rtol=1e-6, atol=1e-6)
+    moved = denoiser.denoised(z, share, apart)
+    for i in range(len(z)):
+        centers = [np.average(z - apart, axis=0, weights=w) for w in share.T]
+        center = sum(share[i, k] * center for k, center in enumerate(centers)) + apart[i]
+        assert_allclose(moved[i], trust * z[i] + (1 - trust) * center, rtol=1e-6, atol=1e-6)
 
 
 @given(placed())
@@ -45,10 +42,9 @@ def test_reliable_dimensions_stay_and_noise_goes(given):
     z, share, apart, _ = given
     everything, nothing = np.ones(z.shape[1]), np.zeros(z.shape[1])
     found = Denoiser.fit(z, share, apart, everything)
-    assert_allclose(found.true_places(z, share, apart), z, atol=1e-9)
+    assert_allclose(found.denoised(z, share, apart), z, atol=1e-9)
     noise = Denoiser.fit(z, share, apart, nothing)
-    assert_allclose(noise.true_places(z, share, apart), share @ noise.centers + apart, atol=1e-9)
-    assert_array_equal(noise.embedding(z, share, apart), noise.true_places(z, share, apart))
+    assert_allclose(noise.denoised(z, share, apart), share @ noise.centers + apart, atol=1e-9)
 
 
 @given(placed())
@@ -57,9 +53,8 @@ def test_states_keep_their_places(given):
     z, share, apart, trust = given
     whole = np.eye(share.shape[1])[share.argmax(axis=1)]
     denoiser = Denoiser.fit(z, whole, apart, trust)
-    for place in (denoiser.true_places, denoiser.embedding):
-        again = Denoiser.fit(place(z, whole, apart), whole, apart, trust)
-        assert_allclose(again.centers, denoiser.centers, atol=1e-6)
+    again = Denoiser.fit(denoiser.denoised(z, whole, apart), whole, apart, trust)
+    assert_allclose(again.centers, denoiser.centers, atol=1e-6)
 
 
 @given(placed(), st.floats(-10, 10))
@@ -68,9 +63,9 @@ def test_what_lies_apart_is_drawn_as_if_it_did_not_and_stays_there(given, away):
     together = Denoiser.fit(z - apart, share, np.zeros_like(z), trust)
     denoiser = Denoiser.fit(z, share, apart, trust)
     assert_allclose(denoiser.centers, together.centers, atol=1e-6)
-    expected = together.embedding(z - apart, share, np.zeros_like(z)) + apart
-    assert_allclose(denoiser.embedding(z, share, apart), expected, atol=1e-6)
-    moved = denoiser.embedding(z + away, share, apart + away)
+    expected = together.denoised(z - apart, share, np.zeros_like(z)) + apart
+    assert_allclose(denoiser.denoised(z, share, apart), expected, atol=1e-6)
+    moved = denoiser.denoised(z + away, share, apart + away)
     assert_allclose(moved, expected + away, atol=1e-6)
 
 
@@ -80,24 +75,23 @@ def test_each_row_depends_on_its_own_cell(given, data):
     denoiser = Denoiser.fit(z, share, apart, trust)
     order = data.draw(st.permutations(range(len(z))))
     cells = np.array(order)[: data.draw(st.integers(1, len(z)))]
-    for place in (denoiser.true_places, denoiser.embedding):
-        whole = place(z, share, apart)[cells]
-        assert_allclose(place(z[cells], share[cells], apart[cells]), whole, atol=1e-9)
+    whole = denoiser.denoised(z, share, apart)[cells]
+    alone = denoiser.denoised(z[cells], share[cells], apart[cells])
+    assert_allclose(alone, whole, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_type_stays(dtype):
     z, share = np.ones((4, 3), dtype=dtype), np.ones((4, 1), dtype=np.float32)
     denoiser = Denoiser.fit(z, share, np.zeros_like(z), np.full(3, 0.5))
-    assert denoiser.true_places(z, share, np.zeros_like(z)).dtype == dtype
-    assert denoiser.embedding(z, share, np.zeros_like(z)).dtype == dtype
+    assert denoiser.denoised(z, share, np.zeros_like(z)).dtype == dtype
 
 
 def test_a_state_without_cells_changes_nothing():
     z, share = np.arange(6.0).reshape(3, 2), np.array([[1.0, 0.0]] * 3)
 
     def moved(share):
-        return Denoiser.fit(z, share, 0 * z, np.full(2, 0.5)).true_places(z, share, 0 * z)
+        return Denoiser.fit(z, share, 0 * z, np.full(2, 0.5)).denoised(z, share, 0 * z)
 
     assert_allclose(moved(share), moved(share[:, :1]))
 
@@ -111,7 +105,7 @@ def test_the_true_places_are_nearer_than_those_seen():
     nothing = np.zeros_like(seen)
 
     def error(kept):
-        found = Denoiser.fit(seen, share, nothing, kept).true_places(seen, share, nothing)
+        found = Denoiser.fit(seen, share, nothing, kept).denoised(seen, share, nothing)
         return np.square(found - true).mean()
 
     assert error(trust) < 0.8 * min(error(np.ones(2)), error(np.zeros(2)))

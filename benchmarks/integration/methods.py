@@ -178,28 +178,13 @@ def bioren_states(adata, seed):
 
 def bioren_without_denoising(adata, seed):
     """Return the embedding with each cell where it was measured."""
-    everything = patch("bioren.model.autoencoder.reliability", lambda *of: np.ones(of[5]))
-    with everything, patch("bioren.effects.denoising.WITHIN", 1.0):
-        return bioren(adata, seed)
-
-
-def bioren_with_true_places(adata, seed):
-    """Return the embedding with each cell where it is expected to be."""
-    with patch("bioren.effects.denoising.WITHIN", 1.0):
+    with patch("bioren.model.fitting.reliability", lambda *of: np.ones(of[5])):
         return bioren(adata, seed)
 
 
 def bioren_without_depth(adata, seed):
     """Return the embedding from which nothing is regressed out."""
-    from bioren.model.autoencoder import RenormAutoencoder
-
-    facts = RenormAutoencoder._facts
-
-    def no_depth(*of):
-        found = facts(*of)
-        return found._replace(covariates=found.covariates[:, 1:])
-
-    with patch.object(RenormAutoencoder, "_facts", no_depth):
+    with patch("bioren.model.fitting.network_facts", lambda x, facts: facts):
         return bioren(adata, seed)
 
 
@@ -207,7 +192,7 @@ def bioren_without_standardization(adata, seed):
     """Return the embedding where plain moments are matched, whatever the samples' composition."""
     from bioren.effects.alignment import align
 
-    with patch("bioren.model.autoencoder.align", partial(align, turns=0)):
+    with patch("bioren.model.fitting.align", partial(align, turns=0)):
         return bioren(adata, seed)
 
 
@@ -240,7 +225,6 @@ METHODS = {
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
     "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
     "bioren, no denoising": Method(bioren_without_denoising, "bioren", ("bioren.tools",)),
-    "bioren, true places": Method(bioren_with_true_places, "bioren", ("bioren.tools",)),
     "bioren, no depth": Method(bioren_without_depth, "bioren", ("bioren.tools",)),
     "bioren, types aligned": Method(bioren_with_types_aligned, "bioren", ("bioren.tools",)),
     "bioren, plain moments": Method(bioren_without_standardization, "bioren", ("bioren.tools",)),

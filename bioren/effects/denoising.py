@@ -26,12 +26,6 @@ __all__ = ["Denoiser", "reliability"]
 #: Reliability is found on at most so many cells.
 MAX_CELLS = 10_000
 
-#: Of a cell's distance from its states, so much counts in the embedding: which states it is of
-#: matters more to what follows (neighbours, clusters) than where it is within them.  Scores of
-#: clusters rise by .01 to .02 for it, and neighbours tell .1 to 2.5 % less of unseen genes
-#: (``benchmarks/integration``, public sets).
-WITHIN = 0.7
-
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -68,20 +62,14 @@ class Denoiser:
         weight = np.maximum(share.sum(axis=0, dtype=np.float64), 1e-12)
         return cls((share.T @ (z - apart)) / weight[:, None], reliability)
 
-    def true_places(self, z: np.ndarray, share: np.ndarray, apart: np.ndarray) -> np.ndarray:
-        """Return the expected true places, of the shape and dtype of `z`; each row by itself."""
-        return self._drawn(z, share, apart, self.reliability)
+    def denoised(self, z: np.ndarray, share: np.ndarray, apart: np.ndarray) -> np.ndarray:
+        """Return the expected coordinates without noise, as `z` in shape and dtype.
 
-    def embedding(self, z: np.ndarray, share: np.ndarray, apart: np.ndarray) -> np.ndarray:
-        """Return the same, drawn further towards the states: `WITHIN`."""
-        return self._drawn(z, share, apart, WITHIN * self.reliability)
-
-    def _drawn(
-        self, z: np.ndarray, share: np.ndarray, apart: np.ndarray, remain: np.ndarray
-    ) -> np.ndarray:
+        Each row by itself.  Parameters as for `fit`.
+        """
         center = share @ self.centers + apart
-        drawn: np.ndarray = center + remain * (z - center)
-        return drawn.astype(z.dtype)
+        found: np.ndarray = center + self.reliability * (z - center)
+        return found.astype(z.dtype)
 
 
 def reliability(

@@ -182,7 +182,7 @@ class Fitted:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
         placed = placement.placed
         z: np.ndarray = (
-            self.denoiser.embedding(placed.full, placed.share, placed.apart) + placed.kept
+            self.denoiser.denoised(placed.full, placed.share, placed.apart) + placed.kept
         )
         of_variable = self.samples().alignment.of_genes(self.population.variable)
         loadings = self.population.components
@@ -205,7 +205,7 @@ class Fitted:
     def decoded(self, placement: Placement) -> np.ndarray:
         """Return denoised expression of the variable genes, as if measured in the reference."""
         placed = placement.placed
-        z = self.denoiser.true_places(placed.full, placed.share, placed.apart)
+        z = self.denoiser.denoised(placed.full, placed.share, placed.apart)
         return decode(self.network, z)
 
 

@@ -339,7 +339,7 @@ class Mapper:
         )
         kept = placed.share @ (shifts - removed)[0]
         kept += embedding_of_kept(some, one, of_some, loadings)
-        embedding = self.denoiser.embedding(placed.full, placed.share, placed.apart) + kept
+        embedding = self.denoiser.denoised(placed.full, placed.share, placed.apart) + kept
 
         expression = expression_bridge(
             mapped.by_state,
