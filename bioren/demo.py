@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
 from bioren import datasets, tools
-from bioren.files.atomic import whole_file
+from bioren.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,9 +83,9 @@ def run(folder: Path, *, rng: int = 0, progress: bool = True) -> Demo:
         }
     ).T
     figure, data = folder / "demo.png", folder / "demo.h5ad"
-    with whole_file(figure, overwrite=True) as path:
+    with atomic_write(figure, overwrite=True) as path:
         _draw(adata, path)
-    with whole_file(data, overwrite=True) as path:
+    with atomic_write(data, overwrite=True) as path:
         adata.write_h5ad(path)
     return Demo(recovery, scores, figure, data)
 

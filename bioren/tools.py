@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,12 @@ from bioren.adata.matrix import (
 from bioren.adata.record import diagnosis_table, read_effects, write_record
 from bioren.adata.reference import Reference, reference_text
 from bioren.adata.study import read_design, read_study
-from bioren.arrays.groups import BatchKey
+from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import MAX_REMOVED
 from bioren.effects.states import ConditionalBridge
 from bioren.files.atomic import check_target
 from bioren.model.autoencoder import RenormAutoencoder, load
+from bioren.model.fitted import Fitted
 from bioren.model.fitting import check_settings
 from bioren.network.training import TrainingOptions
 
@@ -149,8 +150,7 @@ def integrate(
     >>> sc.pp.neighbors(adata, use_rep="X_bioren")                      # doctest: +SKIP
     """
     if use_rep is not None:
-        of_genes = layer is not None or decoded or max_removed != MAX_REMOVED
-        if of_genes or save_model is not None:
+        if layer is not None or decoded or save_model is not None or max_removed != MAX_REMOVED:
             raise ValueError(_of_genes(use_rep))
         return integrate_embedding(
             adata,
@@ -187,16 +187,6 @@ def integrate(
         check_target(Path(save_model))
     placement = model.fit_study(read_study(adata, design))
     fitted = model.fitted_
-    embedding, corrected = fitted.embedding(placement), fitted.corrected(placement)
-    rebuilt = fitted.decoded(placement) if decoded else None
-    if save_model is not None:
-        model.save(save_model)
-
-    adata = writable(adata, copy=copy)
-    adata.obsm[key_added] = embedding
-    adata.layers[KEY] = corrected
-    if rebuilt is not None:
-        adata.obsm[f"{KEY}_decoded"] = rebuilt
     settings = {
         "layer": layer,
         "reference": reference_text(reference),
@@ -204,17 +194,21 @@ def integrate(
         "covariates": design.columns.covariates or None,
         "controls_key": controls_key,
         "condition_key": condition_key,
-        "n_latent": embedding.shape[1],
+        "n_latent": fitted.network.components.shape[1],
         "strength": strength,
         "max_removed": max_removed,
         "rng": rng,
     }
-    own = fitted.samples()
-    write_record(adata, KEY, design.batches, fitted.genes, own.alignment, settings)
-    adata.uns[KEY]["diagnosis"] = own.diagnosis._asdict()
-    adata.uns[KEY]["reliability"] = fitted.denoiser.reliability
-    adata.uns[KEY]["variable_genes"] = fitted.variable_genes.to_numpy(dtype=object)
-    adata.uns[KEY]["history"] = {name: column.to_numpy() for name, column in own.history.items()}
+    embedding, corrected = fitted.embedding(placement), fitted.corrected(placement)
+    rebuilt = fitted.decoded(placement) if decoded else None
+    if save_model is not None:
+        model.save(save_model)
+
+    adata = writable(adata, copy=copy)
+    adata.obsm[key_added], adata.layers[KEY] = embedding, corrected
+    if rebuilt is not None:
+        adata.obsm[f"{KEY}_decoded"] = rebuilt
+    _write_fit(adata, KEY, design.batches, fitted, settings)
     return adata if copy else None
 
 
@@ -293,6 +287,18 @@ def integrate_embedding(
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = embedding
     return adata if copy else None
+
+
+def _write_fit(
+    adata: AnnData, key: str, batches: Batches, fitted: Fitted, settings: dict[str, Any]
+) -> None:
+    """Write ``uns[key]``: the effects, and all else that a fit found besides the cells' results."""
+    own = fitted.samples()
+    write_record(adata, key, batches, fitted.genes, own.alignment, settings)
+    adata.uns[key]["diagnosis"] = own.diagnosis._asdict()
+    adata.uns[key]["reliability"] = fitted.denoiser.reliability
+    adata.uns[key]["variable_genes"] = fitted.variable_genes.to_numpy(dtype=object)
+    adata.uns[key]["history"] = {name: column.to_numpy() for name, column in own.history.items()}
 
 
 def _of_genes(use_rep: str) -> str:
@@ -471,10 +477,10 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         ``overlap_before``, ``overlap``
             Share of the sample in cell states that other samples have too, before correction and
             after it.  Near 0: nothing to compare it with.
-        ``alone``
+        ``unmatched``
             Share of the sample in states of the embedding that it has for itself.  They keep
             their place; a type that should be shared and is not was not integrated.
-        ``apart``
+        ``sample_specific``
             Share of the sample that lies in shared states, but much farther from the other samples'
             cells there than the rest of the sample does from theirs.  It was taken for a type of
             its own and left where it was; if it is none, name the types (`labels_key`).

@@ -117,7 +117,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             rng=np.random.default_rng(self.random_state),
             in_reference=self._in_reference(),
             removal=Removal(self.strength, self.max_kept, self.max_removed),
-            turns=2 if self.standardize else 0,
+            iterations=2 if self.standardize else 0,
         )
         warn_isolated(self.batches_.tolist(), self.alignment_)
         return self

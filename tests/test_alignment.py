@@ -48,7 +48,7 @@ def test_planted_shifts_are_found_though_compositions_differ():
     x, codes, kind, shift = simulated()
     found = fit(x, codes)
     assert planted_and_found(found, shift) > 0.97
-    assert planted_and_found(fit(x, codes, turns=0), shift) < 0.95
+    assert planted_and_found(fit(x, codes, iterations=0), shift) < 0.95
     corrected = apply_by_sample(x, codes, found.bridges)
     for k in range(3):
         before, after = (
@@ -101,7 +101,7 @@ def test_the_guard_holds():
 def test_by_default_no_gene_is_rescaled_more_than_twofold():
     x, codes, _, _ = simulated(6)
     x[codes == 1] *= 5
-    scale = fit(x, codes, turns=0).bridges.scale  # samples so far apart share no state
+    scale = fit(x, codes, iterations=0).bridges.scale  # samples so far apart share no state
     assert_allclose(np.abs(np.log(scale)).max(), math.log(2))
 
 

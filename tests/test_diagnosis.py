@@ -7,9 +7,9 @@ from simulation import simulate
 
 import bioren
 from bioren.effects.diagnosis import (
-    alone,
     confounding,
     structure_removed,
+    unmatched,
     warn_confounded,
     warn_structure,
 )
@@ -46,13 +46,13 @@ def test_a_single_cell_has_no_structure():
 
 def test_states_of_one_sample():
     count = np.array([[50, 50, 0], [50, 0, 50], [50, 1, 50]])
-    assert_allclose(alone(count), [0.5, 0, 0])
+    assert_allclose(unmatched(count), [0.5, 0, 0])
 
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 500), min_size=2, max_size=5))
 def test_even_mixing_leaves_no_sample_alone(sizes):
-    assert_allclose(alone(np.outer(sizes, [0.2, 0.3, 0.5])), 0)
+    assert_allclose(unmatched(np.outer(sizes, [0.2, 0.3, 0.5])), 0)
 
 
 # A condition
@@ -116,13 +116,13 @@ def test_random_halves_lose_no_structure():
     assert list(table.index) == ["a", "b"]
     assert list(table["cells"]) == [150, 150]
     assert (table["structure_removed"] < 0.01).all()
-    assert (table["alone"] == 0).all()
+    assert (table["unmatched"] == 0).all()
 
 
 def test_a_type_of_its_own_is_told():
     adata = simulate((150, 150), composition=[[0.5, 0.5, 0], [0.4, 0.3, 0.3]], n_genes=60)
     bioren.tl.integrate(adata, "sample", **QUIET)
-    assert_allclose(bioren.tl.diagnose(adata)["alone"], [0, 0.3], atol=0.1)
+    assert_allclose(bioren.tl.diagnose(adata)["unmatched"], [0, 0.3], atol=0.1)
 
 
 def test_no_diagnosis_without_integration():

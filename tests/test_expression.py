@@ -51,7 +51,9 @@ def fit(x, codes, share, full=None, **options):
     full = full or same(codes.max() + 1)
     by_state = Moments.by_group(x, codes, codes.max() + 1, share)
     usual = np.ones(by_state.count.shape)
-    return ExpressionBridge.fit(by_state, full, **({"kept": full, "usual": usual} | options))
+    return ExpressionBridge.fit(
+        by_state, full, **({"kept": full, "inlier_weight": usual} | options)
+    )
 
 
 def test_what_differs_by_state_is_removed():
@@ -155,7 +157,7 @@ def test_a_sample_apart_in_a_state_is_moved_by_its_bridge_alone():
     x, codes, state, share = cells(sizes=(300, 300, 200))
     full, usual = moved_by(3), np.ones((3, 2))
     usual[2, 0] = 0
-    corrected = fit(x, codes, share, full, usual=usual).apply(x, codes, share)
+    corrected = fit(x, codes, share, full, inlier_weight=usual).apply(x, codes, share)
     bridged = full.scale[codes] * x + full.shift[codes]
     there = (codes == 2) & (state == 0)
     assert_allclose(corrected[there], bridged[there], atol=1e-5)
@@ -170,7 +172,9 @@ def test_a_sample_apart_in_a_state_does_not_say_where_others_go(away):
     usual[2, 0] = 0
     there = (codes == 2) & (state == 0)
     other = x + away * there[:, None]
-    found, expected = (fit(y, codes, share, usual=usual).apply(y, codes, share) for y in (other, x))
+    found, expected = (
+        fit(y, codes, share, inlier_weight=usual).apply(y, codes, share) for y in (other, x)
+    )
     assert_allclose(found[~there], expected[~there], atol=1e-5)
     swayed, still = (fit(y, codes, share).apply(y, codes, share) for y in (other, x))
     assert np.abs(swayed - still)[~there].max() > 0.5
@@ -183,7 +187,9 @@ def test_the_less_usual_the_less_is_removed():
     for how in (0.0, 0.3, 0.7, 1.0):
         usual = np.ones((3, 2))
         usual[2, 0] = how
-        moved.append(np.abs(fit(x, codes, share, usual=usual).apply(x, codes, share) - x)[there])
+        moved.append(
+            np.abs(fit(x, codes, share, inlier_weight=usual).apply(x, codes, share) - x)[there]
+        )
     assert (np.diff(np.mean(moved, axis=(1, 2))) > 0.05).all()
     assert np.abs(moved[0]).max() < 1e-5
 
@@ -195,7 +201,7 @@ def test_where_no_sample_of_the_reference_is_usual_it_stays_where_it_is(n_cells)
     reference, usual = np.array([True, False]), np.ones((2, 2))
     usual[0] = 0
     found, expected = (
-        fit(x, codes, share, usual=of, in_reference=reference).apply(x, codes, share)
+        fit(x, codes, share, inlier_weight=of, in_reference=reference).apply(x, codes, share)
         for of in (usual, np.ones((2, 2)))
     )
     assert_allclose(found[codes == 1], expected[codes == 1], atol=1e-4)

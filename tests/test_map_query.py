@@ -292,7 +292,7 @@ def even():
 def test_missing_genes_count_as_if_they_were_at_the_references_mean(model, even):
     missing = np.arange(40) % 4 == 1
     found = run(even[:, ~missing].copy(), model, None)
-    mean = model.population_.strata.whole().mean
+    mean = model.population_.profile.whole().mean
     at_mean = even.copy()
     at_mean.X[:, missing] = mean[missing]
     assert moved(run(at_mean, model, None), found) < 0.01
@@ -372,7 +372,7 @@ def test_the_effect_found_is_the_one_planted(model):
     planted = effect(60, 0.6)
     found = run(draw((300, 300, 300, 90), seed=3, **planted), model, None)
     effects = bioren.tl.batch_effects(found).set_index("gene").loc[model.genes_]
-    reference = model.population_.strata.whole()
+    reference = model.population_.profile.whole()
     shift = planted["shift"] + (planted["scale"] - 1) * (reference.mean - 3)
     # Some of it the reference's own samples have on average.
     own = np.mean([effect(100 + i, 0.3)["shift"] for i in range(3)], axis=0)
@@ -462,7 +462,7 @@ def test_strength_removes_a_share(model, shifted, strength):
 @pytest.mark.parametrize("d_max", [0.1, 0.3, 1.0])
 def test_no_gene_is_moved_beyond_the_limit(model, shifted, d_max):
     found = mapped_with(model, shifted, max_removed=(1.0, d_max))
-    most = d_max * model.population_.strata.whole().std()
+    most = d_max * model.population_.profile.whole().std()
     moves = np.abs(found.corrected - shifted.X)
     assert (moves <= most + 1e-5).all()
     assert (moves > 0.5 * most).any()
@@ -564,13 +564,13 @@ def test_a_sample_is_added_once(growing, query):
 
 
 def test_genes_that_were_not_measured_are_added_as_expected(growing, query):
-    strata = growing.population_.strata.by_state
+    strata = growing.population_.profile.by_state
     growing.add(growing.map(query[:, 10:].copy()), ["new"])
     added = growing.population_
     assert_allclose(added.by_state.mean[3][:, :10], strata.mean[:, :10], rtol=1e-5)
     assert_array_equal(added.bridges.scale[3, :10], 1)
     assert_array_equal(added.bridges.shift[3, :10], 0)
-    after = added.strata.by_state
+    after = added.profile.by_state
     assert_allclose(after.mean[:, :10], strata.mean[:, :10], rtol=1e-5)
 
 

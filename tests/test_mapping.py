@@ -11,7 +11,7 @@ from bioren import AffineBridge, Moments
 from bioren.arrays.components import Projection
 from bioren.effects.alignment import Alignment, Removal, compare
 from bioren.effects.standardization import LEAST_OVERLAP, standardize_onto
-from bioren.effects.state_profile import Strata
+from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import frozen_states
 from bioren.reference.mapping import Frame, map_sample, stack
 
@@ -22,11 +22,11 @@ LEVEL = np.random.default_rng(0).normal(0, 3, (N_STATES, N_GENES))
 WITHIN = np.random.default_rng(1).uniform(0.3, 1.5, (N_STATES, N_GENES))
 
 
-def strata_of(counts, level=LEVEL, variance=WITHIN**2):
+def profile_of(counts, level=LEVEL, variance=WITHIN**2):
     """Return the reference with exactly these means and variances."""
     counts = np.asarray(counts, dtype=float)
     composition = counts / counts.sum()
-    return Strata(composition, Moments(counts, level, variance * counts[:, None]))
+    return StateProfile(composition, Moments(counts, level, variance * counts[:, None]))
 
 
 def sample_of(counts, shift=0.0, scale=1.0, level=LEVEL, variance=WITHIN**2):
@@ -97,7 +97,7 @@ def test_comparison_agrees_with_slow_loops(seed, n_samples, empty):
     there = (count > 0)[..., None]
     m2 = rng.uniform(0, 9, shape) * (rng.random(N_GENES) > 0.2)  # some genes are constant
     by_state = Moments(count, rng.normal(size=shape) * there, m2 * there)
-    strata = strata_of(known, LEVEL * (known > 0)[:, None])
+    strata = profile_of(known, LEVEL * (known > 0)[:, None])
     for found, expected in zip(
         found_by(by_state, strata), slow_onto(by_state, strata), strict=True
     ):
@@ -108,7 +108,7 @@ def test_comparison_agrees_with_slow_loops(seed, n_samples, empty):
 @given(seed=seeds)
 def test_samples_have_no_influence_on_one_another(seed):
     rng = np.random.default_rng(seed)
-    strata = strata_of([50, 20, 30])
+    strata = profile_of([50, 20, 30])
     parts = [sample_of(rng.integers(1, 90, 3), rng.normal(size=N_GENES), 1.2) for _ in range(3)]
     together = found_by(Moments.stacked(parts), strata)
     for i, part in enumerate(parts):
@@ -118,7 +118,7 @@ def test_samples_have_no_influence_on_one_another(seed):
 
 @pytest.mark.parametrize("counts", [[90, 5, 5], [1, 1, 1], [300, 0, 10]])
 def test_the_reference_itself_has_no_effect(counts):
-    shift, ratio, _, overlap = found_by(sample_of(counts), strata_of(counts))
+    shift, ratio, _, overlap = found_by(sample_of(counts), profile_of(counts))
     assert_allclose(shift, 0, atol=1e-12)
     assert_allclose(ratio, 1, rtol=1e-12)
     assert (overlap > LEAST_OVERLAP).all()
@@ -132,7 +132,7 @@ def test_the_reference_itself_has_no_effect(counts):
 )
 def test_a_shift_is_recovered_exactly_whatever_the_composition(seed, query, reference):
     shift = np.random.default_rng(seed).normal(size=N_GENES)
-    found, ratio, _, _ = found_by(sample_of(query, shift), strata_of(reference))
+    found, ratio, _, _ = found_by(sample_of(query, shift), profile_of(reference))
     assert_allclose(found[0], shift, atol=1e-9)
     assert_allclose(ratio, 1, atol=1e-9)
 
@@ -140,13 +140,13 @@ def test_a_shift_is_recovered_exactly_whatever_the_composition(seed, query, refe
 @pytest.mark.parametrize("query", [[9000, 1000, 0], [100, 9900, 0], [10_000, 0, 0]])
 def test_a_scale_is_recovered_whatever_the_composition(query):
     scale = np.linspace(0.6, 1.8, N_GENES)
-    _, ratio, _, _ = found_by(sample_of(query, 1.0, scale), strata_of([1000, 9000, 10]))
+    _, ratio, _, _ = found_by(sample_of(query, 1.0, scale), profile_of([1000, 9000, 10]))
     assert_allclose(np.sqrt(ratio[0]), scale, rtol=2e-3)
 
 
 def test_one_cell_tells_nothing_of_the_scale():
     one = Moments(np.array([[1.0, 0, 0]]), LEVEL[None] * [[[1], [0], [0]]], np.zeros((1, 3, 8)))
-    shift, ratio, error, overlap = found_by(one, strata_of([50, 50, 50]))
+    shift, ratio, error, overlap = found_by(one, profile_of([50, 50, 50]))
     assert_allclose(shift, 0, atol=1e-12)
     assert_array_equal(ratio, 1)
     assert_allclose(error[0], WITHIN[0] * np.sqrt(1 + 1 / 50))
@@ -154,13 +154,13 @@ def test_one_cell_tells_nothing_of_the_scale():
 
 
 def test_a_sample_apart_counts_as_having_no_effect():
-    shift, ratio, _, overlap = found_by(sample_of([0, 0, 90], 5.0, 2.0), strata_of([90, 90, 0]))
+    shift, ratio, _, overlap = found_by(sample_of([0, 0, 90], 5.0, 2.0), profile_of([90, 90, 0]))
     assert_array_equal((shift == 0) & (ratio == 1), True)
     assert overlap[0] < LEAST_OVERLAP
 
 
 def test_more_cells_are_more_certain():
-    strata = strata_of([100, 100, 100])
+    strata = profile_of([100, 100, 100])
     errors = [found_by(sample_of([n, n, n]), strata)[2] for n in (1, 10, 100, 1000)]
     assert all((few > many).all() for few, many in pairwise(errors))
 
@@ -171,7 +171,7 @@ LOADINGS = np.linalg.qr((LEVEL - LEVEL.mean(axis=0)).T)[0][:, :2]
 
 
 def frame_of(counts=(300, 300, 300)):
-    strata = strata_of(counts)
+    strata = profile_of(counts)
     center = strata.whole().mean
     level = strata.by_state
     z = Moments(level.count, (level.mean - center) @ LOADINGS, level.m2 @ LOADINGS**2)
@@ -248,7 +248,7 @@ def test_a_single_cell_stays_as_it_is():
 
 def test_stacked_alignments_are_those_of_the_samples_together():
     rng = np.random.default_rng(0)
-    strata = strata_of([50, 20, 30])
+    strata = profile_of([50, 20, 30])
     parts = [sample_of(rng.integers(9, 90, 3), rng.normal(size=N_GENES), 1.2) for _ in range(3)]
     one_by_one = stack([compare(standardize_onto(part, strata), Removal()) for part in parts])
     together = compare(standardize_onto(Moments.stacked(parts), strata), Removal())

@@ -308,7 +308,7 @@ def test_samples_that_are_told_have_enough_cells(published):
 #: Arrays whose first axis is the samples.
 OF_SAMPLES = (
     "alignment/|expression/|diagnosis/|population/(count|mean|m2|scale|shift)"
-    "|states/(kept|apart|usual|./(log_odds|shifts|levels))|network/(bridge.sample|hidden_bridge|output_bridge)"
+    "|states/(kept|specific|inlier_weight|./(log_odds|shifts|levels))|network/(bridge.sample|hidden_bridge|output_bridge)"
 )
 
 

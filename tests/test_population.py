@@ -47,7 +47,7 @@ def population(x, codes, share, **fields):
         "in_reference": np.ones(len(there), dtype=bool),
         "variable": np.arange(4),
         "components": np.linalg.qr(rng.normal(size=(4, 2)))[0],
-        "recipe": {"target_sum": 1e4},
+        "normalization": {"target_sum": 1e4},
     }
     return Population(**(given | fields))
 
@@ -240,7 +240,7 @@ def test_strata_are_those_of_a_slow_loop(seed, n_reference):
     cells = cells_of(seed)
     there = np.arange(3) < n_reference
     whole = population(*cells, in_reference=there)
-    found, bridged = whole.strata, whole.bridged()
+    found, bridged = whole.profile, whole.bridged()
     for k in range(N_STATES):
         shares, weights, counts, m2 = [], [], [], 0.0
         for s in range(n_reference):
@@ -282,7 +282,7 @@ def test_another_reference_brings_all_to_its_scale(chosen):
     if there.sum() == 1:  # it stays as it is
         assert_allclose(found.bridges.scale[there], 1, atol=1e-6)
         assert_allclose(found.bridges.shift[there], 0, atol=1e-6)
-        assert_allclose(found.strata.by_state.mean, target, rtol=1e-5)
+        assert_allclose(found.profile.by_state.mean, target, rtol=1e-5)
     assert_array_equal(found.by_state.mean, whole.by_state.mean)
     assert found.relative_to(chosen).digest == found.digest
 
@@ -302,7 +302,7 @@ def test_the_digest_is_of_all_that_it_holds():
         "in_reference": np.array([True, True, False]),
         "variable": np.arange(1, 5),
         "components": np.eye(4, 2),
-        "recipe": {"target_sum": None},
+        "normalization": {"target_sum": None},
         "published": {"a": 9},
     }.items():
         seen.add(replace(whole, **{name: value}).digest)
@@ -316,7 +316,7 @@ def test_a_file_holds_all_of_it(tmp_path):
     assert again.digest == whole.digest
     assert repr(again) == repr(whole)
     assert again.target_sum == 1e4
-    assert_array_equal(again.strata.by_state.mean, whole.strata.by_state.mean)
+    assert_array_equal(again.profile.by_state.mean, whole.profile.by_state.mean)
 
 
 # Published
@@ -357,9 +357,9 @@ def test_a_sample_may_have_any_name_beside_a_published_population(published, tmp
     assert one.samples == ["reference"]
     assert one.cells["reference"] == 20
     for part in ("count", "mean", "m2"):
-        found, expected = (getattr(of.strata.by_state, part) for of in (one, other))
+        found, expected = (getattr(of.profile.by_state, part) for of in (one, other))
         assert_array_equal(found, expected)
-    assert_array_equal(one.strata.composition, other.strata.composition)
+    assert_array_equal(one.profile.composition, other.profile.composition)
     one.save(tmp_path / "file")
     again = Population.load(tmp_path / "file")
     assert again.digest == one.digest
@@ -377,7 +377,7 @@ def test_two_published_parts_together_are_all_of_it():
     expected = whole.reduced()[0]
     assert both.pooled.n_samples == expected.pooled.n_samples == 3
     assert_allclose(both.pooled.by_state.count, expected.pooled.by_state.count, rtol=1e-4)
-    assert_allclose(both.strata.composition, expected.strata.composition, rtol=1e-4)
+    assert_allclose(both.profile.composition, expected.profile.composition, rtol=1e-4)
 
 
 def test_a_file_that_says_nothing_of_pooled_samples(tmp_path):
@@ -408,12 +408,12 @@ def test_nothing_of_few_cells_is_published(seed, min_cells):
         whole.without([n for n, here in zip("abc", told, strict=True) if not here])
         if not told.all()
         else whole
-    ).strata.of_states(states)
+    ).profile.of_states(states)
     told_cells = counts[states]
     assert_allclose(shared.pooled.by_state.count, told_cells, rtol=1e-4)
-    assert_allclose(shared.strata.composition, expected.composition, rtol=1e-4)
-    assert_allclose(shared.strata.by_state.mean, expected.by_state.mean, rtol=1e-4, atol=1e-4)
-    assert_allclose(shared.strata.by_state.var(), expected.by_state.var(), rtol=1e-3, atol=1e-4)
+    assert_allclose(shared.profile.composition, expected.composition, rtol=1e-4)
+    assert_allclose(shared.profile.by_state.mean, expected.by_state.mean, rtol=1e-4, atol=1e-4)
+    assert_allclose(shared.profile.by_state.var(), expected.by_state.var(), rtol=1e-3, atol=1e-4)
 
 
 # The choice of a reference
@@ -503,7 +503,7 @@ def test_a_population_serves_as_reference_of_the_integration(model, query, quick
     assert_array_equal(found.obsm["X_bioren"], expected.obsm["X_bioren"])
     assert "population.bioren" in found.uns["bioren"]["settings"]["reference"]
     effects = bioren.tl.batch_effects(expected).pivot(index="sample", columns="gene", values="d")
-    spread = model.population_.strata.whole().std()
+    spread = model.population_.profile.whole().std()
     planted = effect(31)["shift"] / spread
     assert np.corrcoef(effects.loc["q", model.genes_], planted)[0, 1] > 0.8
 
@@ -556,9 +556,9 @@ def test_a_sample_weighs_the_same_in_what_was_published():
     one = newcomer.by_state[0][states], newcomer.bridges[0]
     before, _ = whole.add("new", newcomer.by_state[0], newcomer.bridges[0]).reduced(3)
     after = shared.add("new", *one)
-    assert_allclose(after.strata.composition, before.strata.composition, rtol=1e-4)
-    assert_allclose(after.strata.by_state.count, before.strata.by_state.count, rtol=1e-4)
-    assert_allclose(after.strata.by_state.mean, before.strata.by_state.mean, rtol=1e-3, atol=1e-3)
+    assert_allclose(after.profile.composition, before.profile.composition, rtol=1e-4)
+    assert_allclose(after.profile.by_state.count, before.profile.by_state.count, rtol=1e-4)
+    assert_allclose(after.profile.by_state.mean, before.profile.by_state.mean, rtol=1e-3, atol=1e-3)
     assert after.without("new").digest == shared.digest
 
 
@@ -567,8 +567,8 @@ def test_what_is_published_survives_its_file(tmp_path):
     shared.save(tmp_path / "shared.bioren")
     again = Population.load(tmp_path / "shared.bioren")
     assert again.digest == shared.digest
-    assert_array_equal(again.strata.composition, shared.strata.composition)
-    assert_array_equal(again.strata.by_state.mean, shared.strata.by_state.mean)
+    assert_array_equal(again.profile.composition, shared.profile.composition)
+    assert_array_equal(again.profile.by_state.mean, shared.profile.by_state.mean)
 
 
 def test_a_population_compares_within_its_own_states(model, query):

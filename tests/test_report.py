@@ -17,7 +17,7 @@ import bioren
 from bioren.adata.record import read_effects
 from bioren.effects.sizes import effect_sizes
 from bioren.report.page import render
-from bioren.report.warnings import cautions
+from bioren.report.warnings import warning_signs
 
 EVIL = "<script>alert(1)</script>"
 
@@ -171,7 +171,7 @@ def test_without_a_record(adata):
 def warned(adata, **options):
     effects = read_effects(adata, "bioren")
     sizes = effect_sizes(effects.r, effects.d, effects.standard_error_r, effects.standard_error_d)
-    return cautions(adata, effects, sizes, **options)
+    return warning_signs(adata, effects, sizes, **options)
 
 
 @pytest.mark.usefixtures("_no_pictures")
@@ -201,8 +201,8 @@ def test_signs_of_over_correction(integrated):
         {
             "overlap_before": [0.9, 0.05, 0.9],
             "overlap": [0.9, 0.8, 0.01],
-            "alone": [0.4, 0.05, 0.0],
-            "apart": [0.0, 0.0, 0.3],
+            "unmatched": [0.4, 0.05, 0.0],
+            "sample_specific": [0.0, 0.0, 0.3],
             "structure_removed": [0.5, 0.1, 0.1],
         }
     )

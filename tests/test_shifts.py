@@ -53,15 +53,15 @@ class World:
         self.offset, self.far = angles[:n_samples, None], 20 * angles[n_samples]
         little = rng.normal(0, 0.03, (n_samples, n_states, n_dims))
         self.mean = self.level + self.offset + little
-        self.apart, self.where = rng.integers(n_samples), rng.integers(n_states)
-        self.others = np.arange(n_samples) != self.apart
+        self.specific, self.where = rng.integers(n_samples), rng.integers(n_states)
+        self.others = np.arange(n_samples) != self.specific
 
     def shifts(self):
         """Return the shifts where the sample stands apart, and those without its cells there."""
         mean, count = self.mean.copy(), self.count.copy()
-        mean[self.apart, self.where] += self.far
+        mean[self.specific, self.where] += self.far
         found = shifts_of(count, mean, self.sd)
-        count[self.apart, self.where] = 0
+        count[self.specific, self.where] = 0
         return found, shifts_of(count, mean, self.sd)
 
 
@@ -122,18 +122,18 @@ def test_shifts_onto_a_reference_agree_with_slow_loops(given, seed):
 @given(worlds)
 def test_a_sample_apart_stays_and_moves_no_other(world):
     found, without = world.shifts()
-    sample, state, others = world.apart, world.where, world.others
-    assert found.usual[sample, state] < 1e-6
+    sample, state, others = world.specific, world.where, world.others
+    assert found.inlier_weight[sample, state] < 1e-6
     assert lengths(found.removed[sample, state]) < 0.01
     # It lies as far from the others' middle as it was put, but for its batch effect.
     weight = world.count[others, state] / (world.count[others, state] + 1)
     middle = np.average(world.mean[others, state], axis=0, weights=weight)
     away = world.mean[sample, state] + world.far - middle
     certain = world.count[sample, state] / (world.count[sample, state] + 10)
-    assert_allclose(found.apart[sample, state], certain * away, atol=0.05)
+    assert_allclose(found.specific[sample, state], certain * away, atol=0.05)
 
     assert_allclose(found.removed[others], without.removed[others], atol=0.02)
-    assert_allclose(found.usual[others], without.usual[others], atol=0.02)
+    assert_allclose(found.inlier_weight[others], without.inlier_weight[others], atol=0.02)
     left = world.mean - found.removed, world.mean - without.removed
     gaps, expected = (of[others, state] - of[others, state][:1] for of in left)
     assert_allclose(gaps, expected, atol=0.02)
@@ -144,7 +144,7 @@ def test_a_sample_apart_stays_and_moves_no_other(world):
 def test_what_stands_apart_says_nothing_of_the_samples_batch_effect(world):
     found, without = world.shifts()
     elsewhere = np.arange(len(world.level)) != world.where
-    kept, expected = (of.removed[world.apart, elsewhere] for of in (found, without))
+    kept, expected = (of.removed[world.specific, elsewhere] for of in (found, without))
     assert_allclose(kept, expected, atol=0.02)
 
 
@@ -153,7 +153,7 @@ def test_what_stands_apart_says_nothing_of_the_samples_batch_effect(world):
 def test_a_sample_apart_moves_no_other_though_a_batch_effect_is_longer(world):
     # The farthest sample of a state need not be the unusual one.
     world.sd[:] = 1
-    longer = (world.apart + 1) % len(world.count)
+    longer = (world.specific + 1) % len(world.count)
     world.mean[longer] += 30 * world.offset[longer]
     found, without = world.shifts()
     assert_allclose(found.removed[world.others], without.removed[world.others], atol=0.1)
@@ -169,7 +169,7 @@ def test_several_samples_apart_move_no_other_while_they_are_the_fewer(seed, n_sa
     found = shifts_of(count, mean, world.sd)
     count[away, world.where] = 0
     expected = shifts_of(count, mean, world.sd)
-    assert found.usual[away, world.where].max() < 0.01
+    assert found.inlier_weight[away, world.where].max() < 0.01
     assert_allclose(found.removed[~away], expected.removed[~away], atol=0.05)
 
 
@@ -182,11 +182,11 @@ def test_of_two_samples_neither_is_the_unusual_one(seed, n_cells, with_others):
     world.count[2:, 0] = 0
     world.mean[0, 0] += world.far
     found = shifts_of(world.count, world.mean, world.sd)
-    assert found.usual[:2, 0].max() < 1e-3
+    assert found.inlier_weight[:2, 0].max() < 1e-3
     assert lengths(found.removed[:2, 0]).max() < 0.01
     # Both lie equally far from the middle: neither is left out of the mean.
     half = (world.mean[0, 0] - world.mean[1, 0]) / 2 * n_cells / (n_cells + 10)
-    assert_allclose(found.apart[:2, 0], [half, -half], atol=0.01)
+    assert_allclose(found.specific[:2, 0], [half, -half], atol=0.01)
 
 
 # Batch effects of every kind are no cell types
@@ -204,8 +204,8 @@ def test_one_offset_in_all_states_or_one_that_grows_with_the_spread_is_usual(
     offset = rng.normal(size=(n_samples, 1, 6)) * (sd[:, None] if grows else 1)
     mean = rng.normal(0, 5, (n_states, 6)) + offset
     found = shifts_of(count, mean, sd[:, None])
-    assert_array_equal(found.usual, 1)
-    assert_array_equal(found.apart, 0)
+    assert_array_equal(found.inlier_weight, 1)
+    assert_array_equal(found.specific, 0)
     assert lengths(found.removed).max() > 0.1
 
 
@@ -221,15 +221,15 @@ def test_what_does_not_differ_is_usual(seed, n_samples):
     alone = shifts_of(count, rng.normal(size=(n_samples, 4, 3)))
     for shifts, states in ((found, slice(None)), (alone, 0)):
         assert_array_equal(shifts.removed[0, states], 0)
-        assert_array_equal(shifts.apart[0, states], 0)
-        assert_array_equal(shifts.usual[0, states], 1)
+        assert_array_equal(shifts.specific[0, states], 0)
+        assert_array_equal(shifts.inlier_weight[0, states], 1)
 
 
 @laws
 @given(any_tables())
 def test_nothing_is_unusual_where_the_sample_or_the_reference_has_no_cell(given):
     count, mean, sd, in_reference = given
-    usual = shifts_of(count, mean, sd, in_reference).usual
+    usual = shifts_of(count, mean, sd, in_reference).inlier_weight
     nothing = (count == 0) | (count[in_reference].sum(axis=0) == 0)
     assert_array_equal(usual[nothing], 1)
 
@@ -238,12 +238,12 @@ def test_nothing_is_unusual_where_the_sample_or_the_reference_has_no_cell(given)
 @given(worlds)
 def test_where_states_are_known_to_be_of_one_type_all_shifts_are_followed(world):
     mean = world.mean.copy()
-    mean[world.apart, world.where] += world.far
+    mean[world.specific, world.where] += world.far
     everything = np.ones(len(mean), dtype=bool)
     some = tables(world.count, mean, world.sd)
     found = state_shifts(some, world.count, everything, 1.0, of_one_type=True)
-    assert_array_equal(found.usual, 1)
-    assert_array_equal(found.apart, 0)
+    assert_array_equal(found.inlier_weight, 1)
+    assert_array_equal(found.specific, 0)
     left = (mean - found.removed)[:, world.where]
     assert lengths(left - left.mean(axis=0)).max() < 0.1 * lengths(world.far)
 
@@ -300,7 +300,9 @@ def test_order_origin_and_unit_do_not_matter(given, seed):
         in_reference[samples],
     )
     there = (count * (count[in_reference] > 0).any(axis=0))[here] > 0
-    assert_allclose(other.usual[there], expected.usual[here][there], rtol=1e-6, atol=1e-9)
+    assert_allclose(
+        other.inlier_weight[there], expected.inlier_weight[here][there], rtol=1e-6, atol=1e-9
+    )
     for found, wanted in zip(other[:2], expected[:2], strict=True):
         wanted = (wanted * unit)[np.ix_(samples, states, dims)]
         assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
@@ -354,7 +356,7 @@ def test_nothing_leads_to_a_state_that_the_reference_lacks():
     )
     found = shifts_onto(z + 2.0, share, reference, 10.0)
     assert_array_equal(found.removed[2], 0)
-    assert_array_equal(found.apart[2], 0)
+    assert_array_equal(found.specific[2], 0)
     assert (found.removed[:2] > 1).all()
 
 
@@ -369,13 +371,13 @@ def test_a_newcomers_cells_apart_stay_and_the_others_move_as_without_them(world)
     found = shifts_onto(z, share, reference, 1.0)
     elsewhere = share[:, state] == 0
     without = shifts_onto(z[elsewhere], share[elsewhere], reference, 1.0)
-    assert found.usual[state] < 1e-6
+    assert found.inlier_weight[state] < 1e-6
     assert lengths(found.removed[state]) < 0.01
     certain = world.count[1, state] / (world.count[1, state] + 10)
-    assert_allclose(found.apart[state], certain * (mean - world.level)[state], atol=0.01)
+    assert_allclose(found.specific[state], certain * (mean - world.level)[state], atol=0.01)
     others = np.arange(len(mean)) != state
     assert_allclose(found.removed[others], without.removed[others], atol=0.02)
-    assert_array_equal(found.apart[others], 0)
+    assert_array_equal(found.specific[others], 0)
 
 
 @laws
@@ -389,8 +391,8 @@ def test_a_newcomers_batch_effect_is_usual_in_all_states(seed, n_states, grows):
     offset = 2 * rng.choice([-1, 1], 6) * (sd[:, None] if grows else np.ones((n_states, 1)))
     count = rng.integers(20, 100, n_states)
     found = shifts_onto(*cells_of(count, level + offset, sd[:, None]), reference, 1.0)
-    assert_array_equal(found.usual, 1)
-    assert_array_equal(found.apart, 0)
+    assert_array_equal(found.inlier_weight, 1)
+    assert_array_equal(found.specific, 0)
     assert_allclose(found.removed, offset, rtol=0.4, atol=0.01)
 
 
@@ -412,7 +414,9 @@ def test_a_newcomers_shifts_keep_their_bounds_and_depend_on_no_order_origin_or_u
     z = ((z + origin) * unit)[np.ix_(cells, dims)]
     other = shifts_onto(z, share[np.ix_(cells, states)], moved, 1.0)
     same = there[states]  # of a state that the reference lacks nothing is known
-    assert_allclose(other.usual[same], found.usual[states][same], rtol=1e-6, atol=1e-9)
+    assert_allclose(
+        other.inlier_weight[same], found.inlier_weight[states][same], rtol=1e-6, atol=1e-9
+    )
     for ours, wanted in zip(other[:2], found[:2], strict=True):
         assert_allclose(ours, (wanted * unit)[np.ix_(states, dims)], rtol=1e-6, atol=1e-8)
 
@@ -520,9 +524,10 @@ def told(model, path, min_cells):
     """Return what is published of places, with what lies apart and without; and the states."""
     model.publish(path, min_cells=min_cells)
     arrays = read(path, ("model",)).arrays
-    assert_array_equal(arrays["places/count"], arrays["embedded/count"])
+    assert_array_equal(arrays["coordinates/count"], arrays["embedded/count"])
     differs = [
-        (arrays[f"places/{of}"] != arrays[f"embedded/{of}"]).any(axis=1) for of in ("mean", "m2")
+        (arrays[f"coordinates/{of}"] != arrays[f"embedded/{of}"]).any(axis=1)
+        for of in ("mean", "m2")
     ]
     assert_array_equal(*differs)
     return differs[0], model.population_.reduced(min_cells)[1]
@@ -531,7 +536,7 @@ def told(model, path, min_cells):
 @pytest.mark.parametrize("min_cells", [3, 10, 20])
 def test_where_few_cells_lie_apart_they_are_left_out(of_its_own, tmp_path, min_cells):
     model = of_its_own
-    cells = (model.population_.by_state.count * (1 - model.states_.usual)).sum(axis=0)
+    cells = (model.population_.by_state.count * (1 - model.states_.inlier_weight)).sum(axis=0)
     differs, states = told(model, tmp_path / "model", min_cells)
     assert_array_equal(differs, cells[states] >= min_cells)
     assert cells.max() > 5
@@ -550,7 +555,7 @@ def test_cells_of_the_reference_alone_count_as_many(tmp_path):
     other.obs_names, few.obs_names = "d" + other.obs_names, "few" + few.obs_names
     cells = concat([cells[~of(cells, "type3", "b")], few, other])
     model = fitted(cells, reference=["a", "b", "d"])
-    usual = dict(zip(model.samples_, model.states_.usual, strict=True))
+    usual = dict(zip(model.samples_, model.states_.inlier_weight, strict=True))
     assert usual["b"].min() < 0.01
     assert usual["c"].min() < 0.01
     assert not told(model, tmp_path / "model", 5)[0].any()
@@ -562,9 +567,9 @@ def test_a_sample_of_few_cells_apart_is_not_told_beside_another_of_many(of_its_o
     here = np.flatnonzero(differs)[0]
     state = model.population_.reduced(3)[1][here]
     count = model.population_.by_state.count[:, state]
-    sample = np.argmax(count * model.states_.usual[:, state])
-    usual = model.states_.usual.copy()
+    sample = np.argmax(count * model.states_.inlier_weight[:, state])
+    usual = model.states_.inlier_weight.copy()
     usual[sample, state] = 1 - 2 / count[sample]  # two cells
-    states = replace(model.states_, usual=usual)
+    states = replace(model.states_, inlier_weight=usual)
     model.fitted_ = model.fitted_.with_mapper(replace(model.mapper_, states=states))
     assert not told(model, tmp_path / "both", 3)[0][here]

@@ -108,10 +108,12 @@ def test_composition_is_not_taken_for_an_effect(shift):
     assert_allclose(result.samples.std()[0] / result.samples.std()[1], 1, atol=0.1)
 
 
-@pytest.mark.parametrize("turns", [0, 2])
-def test_alignment_finds_the_states_itself(turns):
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_alignment_finds_the_states_itself(iterations):
     x, codes, state = two_compositions(n_cells=600)
-    found = align(x, CellFacts(codes), 2, rng=np.random.default_rng(0), n_components=5, turns=turns)
+    found = align(
+        x, CellFacts(codes), 2, rng=np.random.default_rng(0), n_components=5, iterations=iterations
+    )
     moved = [  # means of either type in either sample
         (found.bridges[s].apply(cells) - cells).mean(axis=0)
         for s in (0, 1)
@@ -119,7 +121,7 @@ def test_alignment_finds_the_states_itself(turns):
         for cells in [x[(codes == s) & (state == k)]]
     ]
     within = np.abs(moved).mean()  # in units of the spread within a type
-    if turns:
+    if iterations:
         assert within < 0.1
     else:
         assert within > 1  # what raw moments do: each of the two goes half the way

@@ -218,7 +218,7 @@ def test_a_long_shift_within_one_type_is_followed_if_the_type_is_known(known):
     bridge = fit(z, facts, 2, n_states=9)
     left = apart(bridge.apply(z, facts), facts, kind, 2) / apart(z, facts, kind, 2)
     assert left < 0.12 if known else left > 0.9
-    assert (bridge.usual == 1).all() == known
+    assert (bridge.inlier_weight == 1).all() == known
 
 
 # Few cells of a sample do not say much
@@ -236,9 +236,9 @@ def test_shifts_are_shrunk_together_as_defined(effect, reference):
     expected, apart, usual, _ = slow_shifts.state_shifts(count, mean, m2, effective, in_reference)
     assert np.abs(expected).max() > 0.1
     assert_allclose(bridge.rounds[-1].shifts, expected, atol=1e-5)
-    assert_allclose(bridge.apart, apart, atol=1e-5)
+    assert_allclose(bridge.specific, apart, atol=1e-5)
     some = count > 0.01  # nothing is usual or not where a sample has no cell
-    assert_allclose(bridge.usual[some], usual[some], atol=1e-5)
+    assert_allclose(bridge.inlier_weight[some], usual[some], atol=1e-5)
 
 
 def test_an_effect_in_one_sample_leaves_the_others_alone():
@@ -499,7 +499,7 @@ def test_queries_are_placed_by_the_options_of_the_fit():
     reference = Moments.by_group(z, one, 1, bridge.states(z, facts))[0]
     trusting = replace(bridge, options=StateOptions(prior_cells=0.0))
     shifts = [
-        of.without_samples(np.arange(2)).place_newcomer(z[:40] + 0.5, None, reference).shifts
+        of.without_samples(np.arange(2)).place_query(z[:40] + 0.5, None, reference).shifts
         for of in (bridge, trusting)
     ]
     assert np.abs(shifts[0]).max() < 0.7 * np.abs(shifts[1]).max()

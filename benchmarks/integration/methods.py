@@ -192,7 +192,7 @@ def bioren_without_standardization(adata, seed):
     """Return the embedding where plain moments are matched, whatever the samples' composition."""
     from bioren.effects.alignment import align
 
-    with patch("bioren.model.fitting.align", partial(align, turns=0)):
+    with patch("bioren.model.fitting.align", partial(align, iterations=0)):
         return bioren(adata, seed)
 
 

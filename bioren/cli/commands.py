@@ -12,6 +12,7 @@ import typer
 
 import bioren
 from bioren.cli.options import (
+    atomic_targets,
     clear_errors,
     normalize,
     one_or_several,
@@ -19,7 +20,6 @@ from bioren.cli.options import (
     read_file,
     same_file,
     speaker,
-    whole_targets,
 )
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def integrate(
     say = speaker(quiet)
     with clear_errors(quiet):
         with (
-            whole_targets(source, [target, *models], overwrite=overwrite) as paths,
+            atomic_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
         ):
             adata = read_file(source, say)
@@ -316,7 +316,7 @@ def map_query(
     a wrong option).
     """
     say = speaker(quiet)
-    with clear_errors(quiet), whole_targets(source, [target], overwrite=overwrite) as paths:
+    with clear_errors(quiet), atomic_targets(source, [target], overwrite=overwrite) as paths:
         if same_file(reference, target):
             raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
@@ -388,7 +388,7 @@ def effects(
         for path in targets:
             if same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
-        with whole_targets(source, targets, overwrite=overwrite) as paths:
+        with atomic_targets(source, targets, overwrite=overwrite) as paths:
             adata = read_file(source, say)
             _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
             if table is not None:

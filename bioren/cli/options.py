@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bioren.arrays.groups import BatchKey
 
 __all__ = [
+    "atomic_targets",
     "clear_errors",
     "normalize",
     "one_or_several",
@@ -23,7 +24,6 @@ __all__ = [
     "read_file",
     "same_file",
     "speaker",
-    "whole_targets",
 ]
 
 
@@ -38,11 +38,11 @@ def one_or_several(names: list[str] | None) -> Any:
 
 
 @contextmanager
-def whole_targets(
+def atomic_targets(
     source: Path, targets: list[Path], *, overwrite: bool
 ) -> Iterator[dict[Path, Path]]:
     """Yield what to write instead of each target, which takes its place when all went well."""
-    from bioren.files.atomic import whole_file
+    from bioren.files.atomic import atomic_write
 
     if len({path.resolve() for path in targets}) < len(targets):
         raise FileExistsError(f"{targets[0]} is named twice: name a file for each.")
@@ -51,7 +51,9 @@ def whole_targets(
             what = "is the input itself" if same_file(source, path) else "exists already"
             raise FileExistsError(f"{path} {what}; --overwrite replaces it.")
     with ExitStack() as files:
-        yield {path: files.enter_context(whole_file(path, overwrite=overwrite)) for path in targets}
+        yield {
+            path: files.enter_context(atomic_write(path, overwrite=overwrite)) for path in targets
+        }
 
 
 def same_file(source: Path, target: Path) -> bool:

@@ -1,7 +1,7 @@
 """States and the standardised bridge, found together.
 
 States improve the bridge, because it then compares like with like; the bridge improves the
-states, because they are sought where the samples overlap.  Two turns settle both.
+states, because they are sought where the samples overlap.  Two iterations settle both.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def align(
     in_reference: np.ndarray | None = None,
     removal: Removal | None = None,
     n_components: int = 30,
-    turns: int = 2,
+    iterations: int = 2,
 ) -> Alignment:
     """Find the standardised bridge of every sample.
 
@@ -145,8 +145,8 @@ def align(
         How much is removed; None: the defaults of `Removal`.
     n_components
         Principal components in which states are sought.
-    turns
-        Number of turns of states and bridge; 0 compares the samples as they are, whatever
+    iterations
+        Number of iterations of states and bridge; 0 compares the samples as they are, whatever
         their composition.
     """
     removal = removal or Removal()
@@ -154,7 +154,7 @@ def align(
     codes = facts.codes
     whole = Moments.by_group(x, codes, n_samples)
     alignment = compare(standardize(whole[:, None], in_reference), removal)
-    if turns == 0:
+    if iterations == 0:
         return alignment
     some, genes = variable or (x, np.arange(x.shape[1]))
     sketch = _sketch(codes, n_samples, rng)
@@ -188,11 +188,11 @@ def align(
         )
         share = find_states(start)
 
-    for turn in range(turns):
+    for turn in range(iterations):
         if turn > 0:
             share = find_states(alignment.full[:, genes])
         # The last turn alone compares all cells: before, the bridge serves to find states.
-        cells = np.arange(len(codes)) if turn == turns - 1 else sketch
+        cells = np.arange(len(codes)) if turn == iterations - 1 else sketch
         seen_genes = x if len(cells) == len(codes) else gather_rows(x, cells)
         by_state = Moments.by_group(seen_genes, codes[cells], n_samples, share[cells])
         alignment = compare(standardize(by_state, in_reference), removal)

@@ -1,12 +1,13 @@
-"""How much of a cell's place in the embedding is the cell, and how much is noise.
+"""How much of a cell's coordinates in the embedding is the cell, and how much is noise.
 
 A cell is measured by few molecules.  Test theory has the same problem, a person's ability seen
 through a few answers, and its solution is used here: the *reliability* of a score is the share of
 its variance that would come back if it were measured again, by other items (Cronbach 1951,
 *Psychometrika* 16:297), and the best guess of the true score lies as far from the group's mean as
 the reliability says (Kelley 1927).  Here the items are genes, the scores are principal components,
-and the groups are cell states, so that states keep their places and the noise around them shrinks.
-Where a sample lies apart from a state for no batch effect, its cells are a group of their own.
+and the groups are cell states, so that states keep their centroids and the noise around them
+shrinks.  Where a sample's shift within a state is sample-specific and no batch effect, its cells
+are a group of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Denoiser:
     Attributes
     ----------
     centers
-        Mean place of each state's cells but for what lies apart, shape ``(states, dims)``.
+        Centroid of each state's cells but for what is sample-specific, shape ``(states, dims)``.
     reliability
         Share of the variance within states that is not noise, in [0, 1], shape ``(dims,)``.
     """
@@ -44,9 +45,9 @@ class Denoiser:
 
     @classmethod
     def fit(
-        cls, z: np.ndarray, share: np.ndarray, apart: np.ndarray, reliability: np.ndarray
+        cls, z: np.ndarray, share: np.ndarray, specific: np.ndarray, reliability: np.ndarray
     ) -> Self:
-        """Find the states' places.
+        """Find the states' centroids.
 
         Parameters
         ----------
@@ -54,20 +55,20 @@ class Denoiser:
             Corrected embedding, shape ``(cells, dims)``.
         share
             Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
-        apart
+        specific
             How far each cell lies from its states for no batch effect, of the shape of `z`.
         reliability
             Of each dimension.
         """
         weight = np.maximum(share.sum(axis=0, dtype=np.float64), 1e-12)
-        return cls((share.T @ (z - apart)) / weight[:, None], reliability)
+        return cls((share.T @ (z - specific)) / weight[:, None], reliability)
 
-    def denoised(self, z: np.ndarray, share: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    def denoised(self, z: np.ndarray, share: np.ndarray, specific: np.ndarray) -> np.ndarray:
         """Return the expected coordinates without noise, as `z` in shape and dtype.
 
         Each row by itself.  Parameters as for `fit`.
         """
-        center = share @ self.centers + apart
+        center = share @ self.centers + specific
         found: np.ndarray = center + self.reliability * (z - center)
         return found.astype(z.dtype)
 

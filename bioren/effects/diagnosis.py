@@ -17,12 +17,12 @@ from bioren.wording import listed
 
 __all__ = [
     "Diagnosis",
-    "alone",
-    "apart",
     "confounded_message",
     "confounding",
+    "sample_specific",
     "structure_message",
     "structure_removed",
+    "unmatched",
     "warn_confounded",
     "warn_structure",
 ]
@@ -36,7 +36,7 @@ FEWEST_CELLS = 30
 
 #: A sample has a state for itself if the others hold less than this share of what even mixing
 #: would give them.
-ALONE = 0.1
+UNMATCHED = 0.1
 
 #: A condition that the batches determine to this degree cannot be told from them.
 CONFOUNDED = 0.5
@@ -50,12 +50,12 @@ class Diagnosis(NamedTuple):
     overlap_before, overlap
         Share of the sample in states that other samples have too, before correction and in the
         last comparison.
-    alone
+    unmatched
         Share of the sample in states of the embedding that no other sample shares, after
         correction.
-    apart
-        Share of the sample that stands apart in its states, too far from the others for a batch
-        effect; see `bioren.effects.shifts.Shifts`.
+    sample_specific
+        Share of the sample whose shift within its states is outlying, too long for a batch effect,
+        and was taken for sample-specific; see `bioren.effects.shifts.Shifts`.
     structure_removed
         How much the correction changed the sample's own structure, relative to its own variance
         in the embedding; a shift of all cells alike changes nothing.
@@ -63,12 +63,12 @@ class Diagnosis(NamedTuple):
 
     overlap_before: np.ndarray
     overlap: np.ndarray
-    alone: np.ndarray
-    apart: np.ndarray
+    unmatched: np.ndarray
+    sample_specific: np.ndarray
     structure_removed: np.ndarray
 
 
-def alone(count: np.ndarray) -> np.ndarray:
+def unmatched(count: np.ndarray) -> np.ndarray:
     """Return the share of each sample in states that it has for itself, shape ``(samples,)``.
 
     Parameters
@@ -79,21 +79,23 @@ def alone(count: np.ndarray) -> np.ndarray:
     cells = np.maximum(count.sum(axis=1, keepdims=True), 1e-12)
     others = count.sum(axis=0) - count
     expected = count.sum(axis=0) * (1 - cells / cells.sum())
-    share: np.ndarray = (count / cells * (others < ALONE * expected)).sum(axis=1)
+    share: np.ndarray = (count / cells * (others < UNMATCHED * expected)).sum(axis=1)
     return share
 
 
-def apart(count: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Return the share of each sample that stands apart in its states, shape ``(samples,)``.
+def sample_specific(count: np.ndarray, inlier_weight: np.ndarray) -> np.ndarray:
+    """Return the share of each sample that is sample-specific within its states, ``(samples,)``.
 
     Parameters
     ----------
     count
         Cells by sample and state, shape ``(samples, states)``.
-    usual
+    inlier_weight
         How far each shift is like the sample's others, of the same shape, in [0, 1].
     """
-    share: np.ndarray = (count * (1 - usual)).sum(axis=1) / np.maximum(count.sum(axis=1), 1e-12)
+    share: np.ndarray = (count * (1 - inlier_weight)).sum(axis=1) / np.maximum(
+        count.sum(axis=1), 1e-12
+    )
     return share
 
 

@@ -21,7 +21,7 @@ from bioren.arrays.groups import TINY, mixed
 from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
 from bioren.effects.shifts import squared_errors
-from bioren.effects.state_profile import PRIOR_CELLS, TABLE_ENTRIES, Strata
+from bioren.effects.state_profile import PRIOR_CELLS, TABLE_ENTRIES, StateProfile
 
 __all__ = ["ExpressionBridge"]
 
@@ -48,9 +48,9 @@ class ExpressionBridge:
         full: AffineBridge,
         *,
         kept: AffineBridge,
-        usual: np.ndarray,
+        inlier_weight: np.ndarray,
         in_reference: np.ndarray | None = None,
-        onto: Strata | None = None,
+        onto: StateProfile | None = None,
         strength: float = 1.0,
         most: np.ndarray | float = math.inf,
     ) -> Self:
@@ -64,7 +64,7 @@ class ExpressionBridge:
             The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
         kept
             The bridges that remove what is to be removed; their scale is used.
-        usual
+        inlier_weight
             How far each sample's shift within a state counts as a batch effect, in [0, 1], shape
             ``(samples, states)``.
         in_reference
@@ -87,10 +87,10 @@ class ExpressionBridge:
             scale, level = full.scale[:, None, genes], full.shift[:, None, genes]
             bridged = some.moved(scale, level)
             if onto is None:
-                left, center = _left_between_samples(bridged, usual, in_reference)
+                left, center = _left_between_samples(bridged, inlier_weight, in_reference)
             else:
                 left, center = _left_of_reference(bridged, onto.of_genes(genes))
-            left *= usual[..., None]
+            left *= inlier_weight[..., None]
             # A sample without cells in a state is taken to be there as its bridge says.
             n = some.count[..., None]
             mean = (n * some.mean + (center - level) / scale) / (n + 1)
@@ -123,7 +123,7 @@ class ExpressionBridge:
 
 
 def _left_between_samples(
-    bridged: Moments, usual: np.ndarray, in_reference: np.ndarray
+    bridged: Moments, inlier_weight: np.ndarray, in_reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how far samples still lie from the reference in each state, and where that lies.
 
@@ -131,8 +131,8 @@ def _left_between_samples(
     """
     count = bridged.count
     there = count * in_reference[:, None]
-    # Where nothing is usual, the center is the middle of all.
-    part = there / (count + PRIOR_CELLS) * np.maximum(usual, 1e-9)
+    # Where nothing is an inlier, the center is the middle of all.
+    part = there / (count + PRIOR_CELLS) * np.maximum(inlier_weight, 1e-9)
     part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
     center = np.einsum("sk,skg->kg", part, bridged.mean)
     # Of a state's variance all samples tell together: a sample's single cell has none.
@@ -141,7 +141,7 @@ def _left_between_samples(
     return _certain(bridged.mean - center, error2, count, there.sum(axis=0)), center
 
 
-def _left_of_reference(bridged: Moments, onto: Strata) -> tuple[np.ndarray, np.ndarray]:
+def _left_of_reference(bridged: Moments, onto: StateProfile) -> tuple[np.ndarray, np.ndarray]:
     """Return the same for a reference that stays as it is."""
     known = onto.by_state
     squared = 1 / np.maximum(bridged.count, 1) + 1 / np.maximum(known.count, 1)
@@ -155,9 +155,9 @@ def _certain(
     """Return what of differences is certain, samples x states x genes.
 
     What lies within two standard errors counts as nothing, what lies further is trusted as far
-    as it does so (James & Stein 1961).  A gene that a state does not express has no error: it
-    goes back where it was.  Nothing leads from a state without cells, or to a reference that has
-    none of it.
+    as it does so (the non-negative garrote, Breiman 1995, *Technometrics* 37:373).  A gene that a
+    state does not express has no error: it goes back where it was.  Nothing leads from a state
+    without cells, or to a reference that has none of it.
     """
     trust = count / (count + 1) * np.minimum(there, 1)
     noise = 4 * error2 / np.maximum(np.square(left), TINY**2)

@@ -12,9 +12,9 @@ from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.expression import ExpressionBridge
-from bioren.effects.state_profile import Strata
+from bioren.effects.state_profile import StateProfile
 
-__all__ = ["embedding_of_kept", "expression_bridge", "within_limits"]
+__all__ = ["embedding_of_retained", "expression_bridge", "within_limits"]
 
 
 def expression_bridge(
@@ -22,9 +22,9 @@ def expression_bridge(
     alignment: Alignment,
     removal: Removal,
     *,
-    usual: np.ndarray,
+    inlier_weight: np.ndarray,
     in_reference: np.ndarray | None = None,
-    onto: Strata | None = None,
+    onto: StateProfile | None = None,
 ) -> ExpressionBridge:
     """Return the bridge of expression by state, within strength and limits.
 
@@ -36,7 +36,7 @@ def expression_bridge(
         Effects and bridges of the samples.
     removal
         How much is removed.
-    usual, in_reference, onto
+    inlier_weight, in_reference, onto
         As for `ExpressionBridge.fit`.
     """
     spread = alignment.reference.std()
@@ -44,7 +44,7 @@ def expression_bridge(
         by_state,
         alignment.full,
         kept=alignment.bridges,
-        usual=usual,
+        inlier_weight=inlier_weight,
         in_reference=in_reference,
         onto=onto,
         strength=removal.strength,
@@ -87,7 +87,7 @@ def within_limits(
     return cut
 
 
-def embedding_of_kept(
+def embedding_of_retained(
     x: Block, codes: np.ndarray, alignment: Alignment, loadings: np.ndarray
 ) -> np.ndarray:
     """Return what the bridges leave of the genes' effects, shape ``(cells, dims)``, float32.

@@ -22,10 +22,10 @@ __all__ = [
 
 #: A shift is distrusted whose square exceeds the median of the sample's, and its own error, so many
 #: times: by the excess to this power, so that there is little between trust and distrust.
-UNUSUAL, STEEPNESS = 2.0, 8.0
+OUTLYING, STEEPNESS = 2.0, 8.0
 
-#: A sample is left out of the reference's mean of a state if its shift is less usual than this: one
-#: in doubt would look the farther, the less it counted in the mean.
+#: A sample is left out of the reference's mean of a state if its shift has a lower inlier weight:
+#: one in doubt would look the farther, the less it counted in the mean.
 CLEARLY = 0.01
 
 
@@ -36,16 +36,16 @@ class Shifts(NamedTuple):
     ----------
     removed
         Batch effect, as far as it is certain.
-    apart
-        Too unlike the sample's other shifts for a batch effect: it is left as it is, and cells are
-        not drawn to one another across it.
-    usual
+    specific
+        Sample-specific: outlying among the sample's shifts, hence no batch effect.  It is left as
+        it is, and cells are not shrunk towards one another across it.
+    inlier_weight
         How far each shift is like the sample's others, in [0, 1]; samples x states, or states.
     """
 
     removed: np.ndarray
-    apart: np.ndarray
-    usual: np.ndarray
+    specific: np.ndarray
+    inlier_weight: np.ndarray
 
 
 def state_shifts(
@@ -72,20 +72,20 @@ def state_shifts(
     weight = there / (by_state.count + prior_cells)  # samples x states
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
-    heard = weight
+    reference_weight = weight
     for _ in range(1 + len(weight) // 2):
-        part = heard / np.maximum(heard.sum(axis=0), TINY)
+        part = reference_weight / np.maximum(reference_weight.sum(axis=0), TINY)
         shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
         errors = squared_errors(part, effective)  # in units of `within`
         square = _mean_square(shift, within)
-        usual = np.ones_like(weight)
+        inlier_weight = np.ones_like(weight)
         if not of_one_type:
-            usual = _usual(shift, square, within, by_state.count, errors, others)
-        fewer = _without_farthest(heard, weight, usual, square)
-        if np.array_equal(fewer, heard):
+            inlier_weight = _inlier_weight(shift, square, within, by_state.count, errors, others)
+        fewer = _without_outlying(reference_weight, weight, inlier_weight, square)
+        if np.array_equal(fewer, reference_weight):
             break
-        heard = fewer
-    found = _shrunken(shift, square, by_state.count, errors, usual, others, prior_cells)
+        reference_weight = fewer
+    found = _shrunken(shift, square, by_state.count, errors, inlier_weight, others, prior_cells)
     return _towards(there.sum(axis=0), found, by_state.count)
 
 
@@ -114,39 +114,43 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
     shift, within = by_state.mean - reference.mean, reference.var()
     square = _mean_square(shift, within)
-    usual = _usual(shift, square, within, by_state.count, errors, known[None])
-    found = _shrunken(shift, square, by_state.count, errors, usual, known[None], prior_cells)
-    removed, apart, usual = _towards(known, found, by_state.count)
-    return Shifts(removed[0], apart[0], usual[0])
+    inlier_weight = _inlier_weight(shift, square, within, by_state.count, errors, known[None])
+    found = _shrunken(
+        shift, square, by_state.count, errors, inlier_weight, known[None], prior_cells
+    )
+    removed, specific, inlier_weight = _towards(known, found, by_state.count)
+    return Shifts(removed[0], specific[0], inlier_weight[0])
 
 
-def _without_farthest(
-    heard: np.ndarray, weight: np.ndarray, usual: np.ndarray, square: np.ndarray
+def _without_outlying(
+    reference_weight: np.ndarray, weight: np.ndarray, inlier_weight: np.ndarray, square: np.ndarray
 ) -> np.ndarray:
-    """Return the weights in the reference without each state's farthest sample, if it stands apart.
+    """Return the weights in the reference without each state's farthest sample, if it is outlying.
 
-    Of two samples neither is the unusual one: no more goes than the weights are worth beyond two
+    Of two samples neither is the outlying one: no more goes than the weights are worth beyond two
     of them (Kish 1965).
 
     Parameters
     ----------
-    heard, weight
+    reference_weight, weight
         Present and full weights, samples x states.
-    usual
+    inlier_weight
         See `Shifts`.
     square
         As for `_shrunken`.
     """
-    far = heard * (usual < CLEARLY) * square
+    far = reference_weight * (inlier_weight < CLEARLY) * square
     farthest = far.argmax(axis=0), np.arange(far.shape[1])
-    worth = np.square(heard.sum(axis=0)) / np.maximum(np.square(heard).sum(axis=0), TINY)
-    fewer = np.where(far > 0, weight * (1 - (worth - 2).clip(0, 1)), heard)
-    left = heard.copy()
-    left[farthest] = np.minimum(heard, fewer)[farthest]
+    worth = np.square(reference_weight.sum(axis=0)) / np.maximum(
+        np.square(reference_weight).sum(axis=0), TINY
+    )
+    fewer = np.where(far > 0, weight * (1 - (worth - 2).clip(0, 1)), reference_weight)
+    left = reference_weight.copy()
+    left[farthest] = np.minimum(reference_weight, fewer)[farthest]
     return left
 
 
-def _usual(
+def _inlier_weight(
     shift: np.ndarray,
     square: np.ndarray,
     within: np.ndarray,
@@ -168,19 +172,19 @@ def _usual(
     others
         Cells of the reference in each state that are not the sample's own.
     """
-    # A state that the reference lacks tells nothing of what is usual.
+    # A state that the reference lacks tells nothing of what is an inlier.
     shared = count * others / (others + 10)
     size = count.sum(axis=0)
     unit = (size @ within) / np.maximum(size.sum(), TINY)  # one variance per dimension
     ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
     in_one = _like_median(_mean_square(shift, unit), errors * ratio, shared)
     in_own = _like_median(square, errors, shared)
-    usual: np.ndarray = np.maximum(in_one, in_own)
-    return usual
+    inlier_weight: np.ndarray = np.maximum(in_one, in_own)
+    return inlier_weight
 
 
 def _like_median(square: np.ndarray, errors: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    most = UNUSUAL * (_median(square, weight)[:, None] + errors)
+    most = OUTLYING * (_median(square, weight)[:, None] + errors)
     excess = np.maximum(square, TINY) / np.maximum(most, TINY)
     like: np.ndarray = np.maximum(excess, 1) ** -STEEPNESS
     return like
@@ -196,7 +200,7 @@ def _shrunken(
     square: np.ndarray,
     count: np.ndarray,
     errors: np.ndarray,
-    usual: np.ndarray,
+    inlier_weight: np.ndarray,
     others: np.ndarray,
     prior_cells: float,
 ) -> Shifts:
@@ -213,32 +217,36 @@ def _shrunken(
         Cells.
     errors
         Squared standard errors, in the same units.
-    usual
+    inlier_weight
         See `Shifts`.
     others
-        As for `_usual`.
+        As for `_inlier_weight`.
     prior_cells
         See `bioren.effects.states.StateOptions`.
     """
     cells = count / (count + 10)
-    # What stands apart, or has nothing to be compared with, tells nothing of the effect's size.
-    counted = cells * usual * np.minimum(others, 1)
+    # What is outlying, or has nothing to be compared with, tells nothing of the effect's size.
+    counted = cells * inlier_weight * np.minimum(others, 1)
     whole = np.maximum(counted.sum(axis=1), TINY)
     excess = np.sum(counted * (square - errors), axis=1) / whole
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * errors).sum(axis=1)) / whole
     signal = (excess - 2 * uncertain).clip(0)[:, None]
-    trust = count / (count + prior_cells) * usual * signal / np.maximum(signal + errors, TINY)
-    return Shifts(shift * trust[..., None], shift * (cells * (1 - usual))[..., None], usual)
+    trust = (
+        count / (count + prior_cells) * inlier_weight * signal / np.maximum(signal + errors, TINY)
+    )
+    return Shifts(
+        shift * trust[..., None], shift * (cells * (1 - inlier_weight))[..., None], inlier_weight
+    )
 
 
 def _towards(there: np.ndarray, found: Shifts, count: np.ndarray) -> Shifts:
     """Return shifts, none of which leads to a reference with less than a cell of the state.
 
-    Nothing is unusual where the reference has no cell, or the sample itself.
+    Nothing is outlying where the reference has no cell, or the sample itself.
     """
     known = np.minimum(there, 1)
-    unusual = (1 - found.usual) * known * np.minimum(count, 1)
-    return Shifts(found.removed * known[:, None], found.apart * known[:, None], 1 - unusual)
+    unusual = (1 - found.inlier_weight) * known * np.minimum(count, 1)
+    return Shifts(found.removed * known[:, None], found.specific * known[:, None], 1 - unusual)
 
 
 def covariate_slopes(
@@ -271,7 +279,7 @@ def covariate_slopes(
             cross[:, c] -= (count * levels[sample, :, c])[:, None] * by_state.mean[sample]
             square[:, c] += weighted.T @ here
             square[:, c] -= (count * levels[sample, :, c])[:, None] * levels[sample]
-    # Towards nothing: drawn towards one slope for all states, depth took the batch score of small
+    # Towards nothing: shrunk towards one slope for all states, depth took the batch score of small
     # sets with it (.79 to .63 on five pancreas samples of 100 cells).
     slopes = np.linalg.solve(square + prior_slope * np.eye(n_covariates), cross)
     count = by_state.count[..., None]

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
-from bioren.effects.state_profile import PRIOR_CELLS, Strata
+from bioren.effects.state_profile import PRIOR_CELLS, StateProfile
 
 __all__ = [
     "LEAST_OVERLAP",
@@ -73,7 +73,7 @@ def standardize(
         Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
     prior_cells
         A state in which a sample has so many cells counts half; a sample of so many cells has
-        its variance drawn half-way to the reference's.
+        its variance shrunk half-way to the reference's.
 
     Returns
     -------
@@ -100,7 +100,9 @@ def standardize(
     level = np.einsum("sk,skg->kg", share, by_state.mean - shift[:, None])
     within = np.einsum("sk,skg->kg", share, by_state.var())
     n_there = by_state.count[in_reference].sum(axis=0)
-    reference = Strata(composition, Moments(n_there, level, n_there[:, None] * within)).whole()
+    reference = StateProfile(
+        composition, Moments(n_there, level, n_there[:, None] * within)
+    ).whole()
 
     ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0), prior_cells)
     error2 = _squared_errors(by_state.count, weight, share, in_reference) @ within
@@ -109,7 +111,7 @@ def standardize(
 
 
 def standardize_onto(
-    by_state: Moments, strata: Strata, *, prior_cells: float = PRIOR_CELLS
+    by_state: Moments, profile: StateProfile, *, prior_cells: float = PRIOR_CELLS
 ) -> Standardized:
     """Compare samples with a reference population that stays as it is, each by itself.
 
@@ -120,25 +122,25 @@ def standardize_onto(
     ----------
     by_state
         Groups ``(samples, states)``; no sample has any influence on another.
-    strata
+    profile
         The reference population, by the same states.
     prior_cells
         As in `standardize`.
     """
-    known, within = strata.by_state, strata.by_state.var()
+    known, within = profile.by_state, profile.by_state.var()
     n_known = np.maximum(known.count, TINY)
     cells = by_state.count.sum(axis=1)
     trusted = known.count / (known.count + prior_cells)
     overlap = (by_state.count * trusted).sum(axis=1) / np.maximum(cells, TINY)
     compared = (overlap >= LEAST_OVERLAP)[:, None]
 
-    weight = strata.composition * trusted * by_state.count / (by_state.count + prior_cells)
+    weight = profile.composition * trusted * by_state.count / (by_state.count + prior_cells)
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
     shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
     ratio = _variance_ratio(by_state, within, weight, prior_cells)
     squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
 
-    reference = strata.whole()
+    reference = profile.whole()
     samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
     return Standardized(samples, reference, np.sqrt(squared @ within), overlap)
 
@@ -218,7 +220,7 @@ def _variance_ratio(
     expected = part @ within
     observed = np.einsum("sk,skg->sg", part, by_state.var())
     cells = by_state.count.sum(axis=1)[:, None]
-    drawn = (cells * observed + prior_cells * expected) / (cells + prior_cells)
+    shrunk = (cells * observed + prior_cells * expected) / (cells + prior_cells)
     comparable = (expected > 0) & (observed > 0)
-    ratio: np.ndarray = np.divide(drawn, expected, out=np.ones_like(expected), where=comparable)
+    ratio: np.ndarray = np.divide(shrunk, expected, out=np.ones_like(expected), where=comparable)
     return ratio

@@ -10,7 +10,14 @@ from bioren.arrays.blocks import row_blocks, stacked
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
 
-__all__ = ["PRIOR_CELLS", "TABLE_ENTRIES", "Standing", "Strata", "moments_by_state", "strata_of"]
+__all__ = [
+    "PRIOR_CELLS",
+    "TABLE_ENTRIES",
+    "Standing",
+    "StateProfile",
+    "moments_by_state",
+    "profile_of",
+]
 
 #: A state in which a sample has so many cells counts half.
 PRIOR_CELLS = 10.0
@@ -19,7 +26,7 @@ PRIOR_CELLS = 10.0
 TABLE_ENTRIES = 2**25
 
 
-class Strata(NamedTuple):
+class StateProfile(NamedTuple):
     """A reference population, state by state.
 
     Attributes
@@ -40,14 +47,14 @@ class Strata(NamedTuple):
         n = self.by_state.count.sum()
         return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
 
-    def of_genes(self, index: np.ndarray | slice) -> Strata:
-        """Return the strata of some genes."""
-        return Strata(self.composition, self.by_state.of_genes(index))
+    def of_genes(self, index: np.ndarray | slice) -> StateProfile:
+        """Return the profile of some genes."""
+        return StateProfile(self.composition, self.by_state.of_genes(index))
 
-    def of_states(self, index: np.ndarray) -> Strata:
-        """Return some of the strata, as if they were the whole population."""
+    def of_states(self, index: np.ndarray) -> StateProfile:
+        """Return some of the states, as if they were the whole population."""
         composition = self.composition[index]
-        return Strata(composition / max(composition.sum(), TINY), self.by_state[index])
+        return StateProfile(composition / max(composition.sum(), TINY), self.by_state[index])
 
 
 class Standing(NamedTuple):
@@ -74,9 +81,9 @@ class Standing(NamedTuple):
         return cls(count / (count + PRIOR_CELLS), composition, np.ones(len(count)))
 
 
-def strata_of(
+def profile_of(
     bridged: Moments, in_reference: np.ndarray, standing: Standing | None = None
-) -> Strata:
+) -> StateProfile:
     """Return the reference by state.
 
     Parameters
@@ -94,7 +101,7 @@ def strata_of(
     part = weight / np.maximum(weight.sum(axis=0), TINY)  # samples x states
     level = np.einsum("sk,skg->kg", part, there.mean)
     by_state = Moments(there.count.sum(axis=0), level, there.m2.sum(axis=0))
-    return Strata(np.average(composition, axis=0, weights=samples), by_state)
+    return StateProfile(np.average(composition, axis=0, weights=samples), by_state)
 
 
 def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, share: np.ndarray) -> Moments:

@@ -44,8 +44,8 @@ from bioren.effects.shifts import covariate_slopes, shifts_onto, state_shifts
 __all__ = [
     "CellFacts",
     "ConditionalBridge",
-    "Newcomer",
     "Placed",
+    "PlacedQuery",
     "Round",
     "StateOptions",
     "default_n_states",
@@ -114,34 +114,34 @@ class Placed(NamedTuple):
         Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
     kept
         What is to stay of the samples' differences: ``full + kept`` is the result.
-    apart
+    specific
         How far each cell lies from its states for no batch effect, shape ``(cells, dims)``.
     """
 
     full: np.ndarray
     share: np.ndarray
     kept: np.ndarray
-    apart: np.ndarray
+    specific: np.ndarray
 
 
-class Newcomer(NamedTuple):
+class PlacedQuery(NamedTuple):
     """Cells of a sample that the bridge was not fitted on, placed in the reference population.
 
     Attributes
     ----------
-    full, share, apart
+    full, share, specific
         As in `Placed`.
     shifts
         What was subtracted in each state, shape ``(states, dims)``.
-    usual
+    inlier_weight
         See `bioren.effects.shifts.Shifts`, shape ``(states,)``.
     """
 
     full: np.ndarray
     share: np.ndarray
-    apart: np.ndarray
+    specific: np.ndarray
     shifts: np.ndarray
-    usual: np.ndarray
+    inlier_weight: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ class ConditionalBridge:
         How it was fitted, which holds for query samples as well.
     kept
         Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
-    apart
+    specific
         What is too unlike a sample's other shifts for a batch effect, of the same shape; see
         `bioren.effects.shifts.Shifts`.
-    usual
+    inlier_weight
         How far each shift is like the sample's others, in [0, 1], shape ``(samples, states)``.
     state_labels
         Label of each state, which no cell of another label joins, shape ``(states,)``; None: the
@@ -171,8 +171,8 @@ class ConditionalBridge:
     rounds: tuple[Round, ...]
     options: StateOptions
     kept: np.ndarray
-    apart: np.ndarray
-    usual: np.ndarray
+    specific: np.ndarray
+    inlier_weight: np.ndarray
     state_labels: np.ndarray | None
     unit: np.ndarray
 
@@ -253,8 +253,8 @@ class ConditionalBridge:
             tuple(rounds),
             options,
             (1 - strength) * rounds[-1].shifts,
-            shifts.apart,
-            shifts.usual,
+            shifts.specific,
+            shifts.inlier_weight,
             state_labels,
             unit,
         )
@@ -300,10 +300,10 @@ class ConditionalBridge:
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
         moved, share = self._carried(z, facts)
-        kept, apart = (
-            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.apart)
+        kept, specific = (
+            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.specific)
         )
-        return Placed(moved, share, kept, apart)
+        return Placed(moved, share, kept, specific)
 
     def _carried(self, z: np.ndarray, facts: CellFacts) -> tuple[np.ndarray, np.ndarray]:
         """Return the embedding without what is to go, and its states."""
@@ -318,7 +318,7 @@ class ConditionalBridge:
         return moved, share
 
     def without_samples(self, states: np.ndarray) -> Self:
-        """Return what newcomers are placed by: some of the states, and no sample's shifts."""
+        """Return what queries are placed by: some of the states, and no sample's shifts."""
         last = self.rounds[-1]
         only = Round(
             last.centers[states],
@@ -332,17 +332,17 @@ class ConditionalBridge:
             self,
             rounds=(only,),
             kept=nothing,
-            apart=nothing,
-            usual=self.usual[:0, states],
+            specific=nothing,
+            inlier_weight=self.inlier_weight[:0, states],
             state_labels=None,
         )
 
-    def place_newcomer(
+    def place_query(
         self,
         z: np.ndarray,
         covariates: np.ndarray | None,
         reference: Moments,
-    ) -> Newcomer:
+    ) -> PlacedQuery:
         """Place a sample that the bridge was not fitted on.
 
         In turn its cells are assigned to the states, which stay where they are, and what then
@@ -356,7 +356,7 @@ class ConditionalBridge:
             As in `fit`.
         reference
             Groups ``(states,)``: the reference's cells in the corrected embedding, but for what
-            lies apart.
+            is sample-specific.
         """
         one = np.zeros(len(z), dtype=np.intp)
         facts = CellFacts(one, covariates)
@@ -373,8 +373,8 @@ class ConditionalBridge:
             before, moved = moved, _moved(z, one, covariates, share, step)
             if _relative_change(before, moved) < 1e-3:
                 break
-        apart = (share @ shifts.apart).astype(z.dtype)
-        return Newcomer(moved, share, apart, shifts.removed, shifts.usual)
+        specific = (share @ shifts.specific).astype(z.dtype)
+        return PlacedQuery(moved, share, specific, shifts.removed, shifts.inlier_weight)
 
 
 def depth(x: Block) -> np.ndarray:
@@ -391,7 +391,7 @@ def depth(x: Block) -> np.ndarray:
 
 
 def frozen_states(centers: np.ndarray) -> ConditionalBridge:
-    """Return states at fixed places, ``(states, dims)``, to place newcomers in; no samples."""
+    """Return states at fixed centroids, ``(states, dims)``, to place queries in; no samples."""
     n_states, dims = centers.shape
     only = Round(
         unit_vectors(centers),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_target", "whole_file"]
+__all__ = ["atomic_write", "check_target"]
 
 
 def check_target(path: Path, *, overwrite: bool = False) -> None:
@@ -23,7 +23,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends well.
 
     Whether `path` can be written shows on entry, before any work is done.  When the block

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bioren.files.atomic import whole_file
+from bioren.files.atomic import atomic_write
 
 __all__ = ["FORMAT_VERSION", "LARGEST", "Stored", "digest", "read", "write"]
 
@@ -189,7 +189,7 @@ def write(
         "sha256": digest(kind, about, arrays),
         "about": about,
     }
-    with whole_file(Path(path), overwrite=overwrite) as temporary:
+    with atomic_write(Path(path), overwrite=overwrite) as temporary:
         mode = temporary.stat().st_mode
         try:
             save_file(arrays, temporary, metadata={ENTRY: _json(header)})

@@ -44,8 +44,8 @@ class RenormAutoencoder:
     3. The conditional bridge removes what still differs between samples within a cell state of
        the embedding, and what goes with a cell's depth: the number of genes detected in it, and
        covariates that the caller names (`bioren.effects.states`).
-    4. Cells are drawn towards their states as far as their places are noise, and for the embedding
-       a little further (`bioren.effects.denoising`).
+    4. Cells are shrunk towards their states as far as their coordinates are noise
+       (`bioren.effects.denoising`).
 
     Parameters
     ----------
@@ -400,10 +400,10 @@ class RenormAutoencoder:
         model_file.publish(self._fitted(), path, min_cells=min_cells, overwrite=overwrite)
 
     def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
-        """Return each cell's place in the reference population, shape ``(cells, n_latent)``.
+        """Return each cell's coordinates in the reference population, ``(cells, n_latent)``.
 
-        It depends on the cell and its sample alone, not on the other cells given.  Noise within
-        states is drawn in, and distances there count less (`bioren.effects.denoising`).
+        They depend on the cell and its sample alone, not on the other cells given, and are shrunk
+        towards its states as far as they are noise (`bioren.effects.denoising`).
 
         Parameters
         ----------
@@ -446,7 +446,7 @@ class RenormAutoencoder:
         Returns
         -------
         pandas.DataFrame
-            Cells x variable genes: what the decoder makes of the cells' expected true places.
+            Cells x variable genes: what the decoder makes of the cells' expected true coordinates.
         """
         values = self._fitted().decoded(self._place(adata, batch_key))
         return pd.DataFrame(values, index=adata.obs_names, columns=self.variable_genes_)

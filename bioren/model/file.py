@@ -22,9 +22,9 @@ from bioren.effects.states import ConditionalBridge, Round, StateOptions
 from bioren.files.container import LARGEST, Stored, read, write
 from bioren.model.fitted import Fitted, OwnSamples, Settings
 from bioren.network.autoencoder import BridgeNetwork
+from bioren.reference.confidence import MappingConfidence
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapper
-from bioren.reference.novelty import Familiarity
 from bioren.reference.population import Population
 
 if TYPE_CHECKING:
@@ -36,6 +36,16 @@ KIND = "model"
 
 #: Parts of the network that know samples.
 OF_SAMPLES = ("bridge.", "hidden_bridge.", "output_bridge.")
+
+#: Arrays that format 1 calls otherwise.
+RENAMED = (
+    ("places/", "coordinates/"),
+    ("familiarity/", "confidence/"),
+    ("states/apart", "states/specific"),
+    ("states/usual", "states/inlier_weight"),
+    ("diagnosis/alone", "diagnosis/unmatched"),
+    ("diagnosis/apart", "diagnosis/sample_specific"),
+)
 
 #: Tables of an alignment by sample and gene, and by sample.
 BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
@@ -66,12 +76,14 @@ def publish(fitted: Fitted, path: str | Path, *, min_cells: int, overwrite: bool
     own = network.state_dict()
     shared = {k: v for k, v in whole.state_dict().items() if not k.startswith(OF_SAMPLES)}
     network.load_state_dict(own | shared)
-    embedded, places = (
-        _of_told(known[states], population) for known in (mapper.embedded, mapper.places)
+    embedded, coordinates = (
+        _of_told(known[states], population) for known in (mapper.embedded, mapper.coordinates)
     )
-    apart = _cells_apart(fitted)[:, states]
-    few = (apart.sum(axis=0) < min_cells) | ((apart >= 1) & (apart < min_cells)).any(axis=0)
-    places.mean[few], places.m2[few] = embedded.mean[few], embedded.m2[few]
+    specific = _specific_cells(fitted)[:, states]
+    few = (specific.sum(axis=0) < min_cells) | ((specific >= 1) & (specific < min_cells)).any(
+        axis=0
+    )
+    coordinates.mean[few], coordinates.m2[few] = embedded.mean[few], embedded.m2[few]
     labels = {key: transfer.of_many(min_cells) for key, transfer in mapper.labels.items()}
     reduced = replace(
         mapper,
@@ -80,7 +92,7 @@ def publish(fitted: Fitted, path: str | Path, *, min_cells: int, overwrite: bool
         network=network,
         states=mapper.states.without_samples(states),
         embedded=embedded,
-        places=places,
+        coordinates=coordinates,
         denoiser=replace(mapper.denoiser, centers=mapper.denoiser.centers[states]),
     )
     about, arrays = _contents(replace(fitted, mapper=reduced, own=None))
@@ -96,7 +108,7 @@ def _of_told(known: Moments, population: Population) -> Moments:
 
     Others' would be their difference.
     """
-    told = population.strata.by_state.count
+    told = population.profile.by_state.count
     return Moments(told, known.mean.copy(), known.var() * told[:, None])
 
 
@@ -106,12 +118,12 @@ def _own_samples(fitted: Fitted) -> np.ndarray:
     return np.array([fitted.population.samples.index(name) for name in names])
 
 
-def _cells_apart(fitted: Fitted) -> np.ndarray:
-    """Return how many of the reference's cells lie apart, shape ``(samples, states)``."""
+def _specific_cells(fitted: Fitted) -> np.ndarray:
+    """Return how many of the reference's cells are sample-specific, shape ``(samples, states)``."""
     population = fitted.population
     own = _own_samples(fitted)
     there = population.by_state.count[own] * population.in_reference[own][:, None]
-    cells: np.ndarray = there * (1 - fitted.states.usual)
+    cells: np.ndarray = there * (1 - fitted.states.inlier_weight)
     return cells
 
 
@@ -131,7 +143,7 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what every model's file holds."""
     mapper, settings, columns = fitted.mapper, fitted.settings, fitted.columns
     about, of_population = mapper.population.contents()
-    removed, key, known = settings.max_removed, columns.batch_key, mapper.familiarity
+    removed, key, known = settings.max_removed, columns.batch_key, mapper.confidence
     about |= {
         "n_latent": int(settings.n_latent),
         "n_hidden": int(settings.n_hidden),
@@ -160,16 +172,18 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
     for i, step in enumerate(mapper.states.rounds):
         arrays |= _prefixed(f"states/{i}", step._asdict())
-    for name in ("kept", "apart", "usual", "unit"):
+    for name in ("kept", "specific", "inlier_weight", "unit"):
         arrays[f"states/{name}"] = getattr(mapper.states, name)
     if mapper.states.state_labels is not None:
         arrays["states/labels"] = mapper.states.state_labels
-    arrays |= _of_moments("embedded", mapper.embedded) | _of_moments("places", mapper.places)
+    arrays |= _of_moments("embedded", mapper.embedded) | _of_moments(
+        "coordinates", mapper.coordinates
+    )
     arrays |= {
         "denoiser/centers": mapper.denoiser.centers,
         "denoiser/reliability": mapper.denoiser.reliability,
-        "familiarity/center": known.center,
-        "familiarity/unit": known.unit,
+        "confidence/center": known.center,
+        "confidence/unit": known.unit,
     }
     for i, transfer in enumerate(mapper.labels.values()):
         parts = {"weights": transfer.weights, "level": transfer.level, "cells": transfer.cells}
@@ -193,7 +207,19 @@ def _contents_of_samples(fitted: Fitted, own: OwnSamples) -> dict[str, np.ndarra
     return arrays
 
 
+def _of_today(stored: Stored) -> Stored:
+    """Return what a file of format 1 holds under the names of today."""
+    if stored.version > 1:
+        return stored
+    arrays = {
+        next((new + name[len(old) :] for old, new in RENAMED if name.startswith(old)), name): array
+        for name, array in stored.arrays.items()
+    }
+    return stored._replace(arrays=arrays)
+
+
 def _restored(stored: Stored) -> Fitted:
+    stored = _of_today(stored)
     settings = Settings(
         stored.integer("n_latent", 1),
         stored.integer("n_hidden", 1),
@@ -201,8 +227,8 @@ def _restored(stored: Stored) -> Fitted:
         _limits(stored),
     )
     population = Population.from_stored(stored.part("population"))
-    places = None if population.published is not None else _places_of_own(stored, population)
-    n_samples = 0 if places is None else len(places)
+    coordinates = None if population.published is not None else _rows_of_own(stored, population)
+    n_samples = 0 if coordinates is None else len(coordinates)
     mapper = _mapper(stored, population, n_samples, settings)
     columns = _columns(stored)
     if 1 + len(columns.covariates) != len(mapper.states.unit):
@@ -210,13 +236,13 @@ def _restored(stored: Stored) -> Fitted:
     if not isinstance(stored.about["signed"], bool):
         raise ValueError("'signed' should be true or false.")
     own = None
-    if places is not None:
-        own = _own(stored, [population.samples[i] for i in places], population)
+    if coordinates is not None:
+        own = _own(stored, [population.samples[i] for i in coordinates], population)
     labels = None if stored.about["labels"] is None else stored.names("labels")
     return Fitted(settings, columns, labels, stored.about["signed"], mapper, own)
 
 
-def _places_of_own(stored: Stored, population: Population) -> np.ndarray:
+def _rows_of_own(stored: Stored, population: Population) -> np.ndarray:
     """Return where the model's own samples are among those of its population."""
     own = stored.array("own_samples", None, kind="i")
     inside = ((own >= 0) & (own < len(population.samples))).all()
@@ -235,12 +261,12 @@ def _mapper(stored: Stored, population: Population, n_samples: int, settings: Se
         network=_network(network, n_genes, max(n_samples, 1), dims, settings),
         states=_states(stored, n_samples, n_states, dims),
         embedded=_moments(stored.part("embedded"), (n_states,), dims),
-        places=_moments(stored.part("places"), (n_states,), dims),
+        coordinates=_moments(stored.part("coordinates"), (n_states,), dims),
         denoiser=Denoiser(
             stored.array("denoiser/centers", n_states, dims),
             stored.array("denoiser/reliability", dims),
         ),
-        familiarity=_familiarity(stored),
+        confidence=_confidence(stored),
         removal=settings.removal,
         labels=_transfers(stored, dims),
     )
@@ -339,11 +365,11 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
     labels = None
     if "states/labels" in stored.arrays:
         labels = stored.array("states/labels", n_states, kind="i")
-    kept, apart = (
-        stored.array(f"states/{name}", n_samples, n_states, dims) for name in ("kept", "apart")
+    kept, specific = (
+        stored.array(f"states/{name}", n_samples, n_states, dims) for name in ("kept", "specific")
     )
-    usual = stored.array("states/usual", n_samples, n_states)
-    if (usual < 0).any() or (usual > 1).any():
+    inlier_weight = stored.array("states/inlier_weight", n_samples, n_states)
+    if (inlier_weight < 0).any() or (inlier_weight > 1).any():
         raise ValueError("What counts as a batch effect is outside [0, 1].")
     options = StateOptions(width=stored.number("width", 1e-6))
     if stored.version > 1:
@@ -351,19 +377,19 @@ def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> Conditi
             prior_cells=stored.number("prior_cells", 0),
             rounds=stored.integer("max_rounds", 1, 1000),
         )
-    return ConditionalBridge(tuple(rounds), options, kept, apart, usual, labels, unit)
+    return ConditionalBridge(tuple(rounds), options, kept, specific, inlier_weight, labels, unit)
 
 
-def _familiarity(stored: Stored) -> Familiarity:
-    center, unit = stored.array("familiarity/center", 2), stored.array("familiarity/unit", 2)
+def _confidence(stored: Stored) -> MappingConfidence:
+    center, unit = stored.array("confidence/center", 2), stored.array("confidence/unit", 2)
     single = stored.about["single"]
     are_flags = isinstance(stored.about["knows"], bool) and isinstance(single, bool)
     if not are_flags or (unit <= 0).any():
         raise ValueError("What the mapping score was learned from does not fit together.")
     if not stored.about["knows"]:
-        return Familiarity(center, unit, math.nan, math.nan, single)
+        return MappingConfidence(center, unit, math.nan, math.nan, single)
     slope = stored.number("slope", -math.inf, 0)
-    return Familiarity(center, unit, slope, stored.number("level", -math.inf), single)
+    return MappingConfidence(center, unit, slope, stored.number("level", -math.inf), single)
 
 
 def _transfers(stored: Stored, dims: int) -> dict[str, LabelTransfer]:

@@ -15,7 +15,7 @@ from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal
 from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.expression import ExpressionBridge
-from bioren.effects.limits import embedding_of_kept
+from bioren.effects.limits import embedding_of_retained
 from bioren.effects.states import CellFacts, ConditionalBridge, Placed, depth
 from bioren.network.autoencoder import BridgeNetwork
 from bioren.network.training import TrainingOptions, decode, embed
@@ -182,11 +182,11 @@ class Fitted:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
         placed = placement.placed
         z: np.ndarray = (
-            self.denoiser.denoised(placed.full, placed.share, placed.apart) + placed.kept
+            self.denoiser.denoised(placed.full, placed.share, placed.specific) + placed.kept
         )
         of_variable = self.samples().alignment.of_genes(self.population.variable)
         loadings = self.population.components
-        z += embedding_of_kept(placement.variable, placement.codes, of_variable, loadings)
+        z += embedding_of_retained(placement.variable, placement.codes, of_variable, loadings)
         return z
 
     def corrected(self, placement: Placement) -> np.ndarray:
@@ -205,7 +205,7 @@ class Fitted:
     def decoded(self, placement: Placement) -> np.ndarray:
         """Return denoised expression of the variable genes, as if measured in the reference."""
         placed = placement.placed
-        z = self.denoiser.denoised(placed.full, placed.share, placed.apart)
+        z = self.denoiser.denoised(placed.full, placed.share, placed.specific)
         return decode(self.network, z)
 
 

@@ -17,9 +17,9 @@ from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
 from bioren.effects.denoising import Denoiser, reliability
 from bioren.effects.diagnosis import (
     Diagnosis,
-    alone,
-    apart,
+    sample_specific,
     structure_removed,
+    unmatched,
     warn_structure,
 )
 from bioren.effects.limits import expression_bridge, within_limits
@@ -78,35 +78,11 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
     removal = settings.removal
     alignment = align_study(study, facts, removal, rng, variable=variable)
     warn_isolated(design.batches.names, alignment)
-    of_variable = alignment.of_genes(cells.variable)
 
-    network, history = fit_network(
-        variable,
-        facts.codes,
-        of_variable.samples,
-        of_variable.reference,
-        sizes=(settings.n_latent, settings.n_hidden),
-        in_reference=design.in_reference,
-        options=settings.training,
-        rng=rng,
-    )
-    z = embed(network, variable, facts.codes)
-    loadings = _components(network)
-    states = _find_states(study, z, facts, settings, rng).limited(
-        lambda shifts: within_limits(shifts, of_variable, loadings, removal.d_max)
-    )
-    placement = Placement(cells, variable, facts.codes, states.place(z, facts))
-    placed = placement.placed
-    reliable = reliability(
-        variable,
-        facts.codes,
-        placed.share,
-        of_variable.full,
-        of_variable.reference.mean,
-        z.shape[1],
-        rng,
-    )
-    denoiser = Denoiser.fit(placed.full, placed.share, placed.apart, reliable)
+    network, history = _train(study, variable, alignment, settings, rng)
+    states, placement = _place(study, variable, facts, alignment, network, settings, rng)
+    denoiser = _denoiser(placement, alignment, rng)
+    loadings, placed = _components(network), placement.placed
     population = _population(study, alignment, loadings, placed.share)
     own = OwnSamples(
         names=design.batches.names,
@@ -115,11 +91,11 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
             _compared_by_state(study, population.by_state, placed.share),
             alignment,
             removal,
-            usual=states.usual,
+            inlier_weight=states.inlier_weight,
             in_reference=design.in_reference,
         ),
         diagnosis=_diagnose(placement, alignment, states, loadings),
-        history=pd.DataFrame(history, columns=list(Epoch._fields)),
+        history=history,
     )
     warn_structure(own.names, own.diagnosis.structure_removed, np.bincount(facts.codes))
     mapper = Mapper.fit(
@@ -128,7 +104,7 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
         states,
         denoiser,
         removal,
-        cells=(variable, facts, placed.share, placed.full, placed.full - placed.apart),
+        cells=(variable, facts, placed.share, placed.full, placed.full - placed.specific),
         rng=rng,
     )
     signed = cells.values.negative
@@ -174,8 +150,63 @@ def align_study(
         variable=None if variable is None else (variable, columns),
         in_reference=design.in_reference,
         removal=removal,
-        turns=0 if variable is None else 2,
+        iterations=0 if variable is None else 2,
     )
+
+
+def _train(
+    study: Study,
+    variable: Block,
+    alignment: Alignment,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> tuple[BridgeNetwork, pd.DataFrame]:
+    """Fit the network to bridged expression; return it and its errors by epoch."""
+    of_variable = alignment.of_genes(study.cells.variable)
+    network, history = fit_network(
+        variable,
+        study.design.batches.codes,
+        of_variable.samples,
+        of_variable.reference,
+        sizes=(settings.n_latent, settings.n_hidden),
+        in_reference=study.design.in_reference,
+        options=settings.training,
+        rng=rng,
+    )
+    return network, pd.DataFrame(history, columns=list(Epoch._fields))
+
+
+def _place(
+    study: Study,
+    variable: Block,
+    facts: CellFacts,
+    alignment: Alignment,
+    network: BridgeNetwork,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> tuple[ConditionalBridge, Placement]:
+    """Embed the cells, find states and shifts within the limits, and place the cells by them."""
+    z = embed(network, variable, facts.codes)
+    of_variable, loadings = alignment.of_genes(study.cells.variable), _components(network)
+    states = _find_states(study, z, facts, settings, rng).limited(
+        lambda shifts: within_limits(shifts, of_variable, loadings, settings.removal.d_max)
+    )
+    return states, Placement(study.cells, variable, facts.codes, states.place(z, facts))
+
+
+def _denoiser(placement: Placement, alignment: Alignment, rng: np.random.Generator) -> Denoiser:
+    cells, variable, codes, placed = placement
+    of_variable = alignment.of_genes(cells.variable)
+    reliable = reliability(
+        variable,
+        codes,
+        placed.share,
+        of_variable.full,
+        of_variable.reference.mean,
+        placed.full.shape[1],
+        rng,
+    )
+    return Denoiser.fit(placed.full, placed.share, placed.specific, reliable)
 
 
 def _find_states(
@@ -223,7 +254,7 @@ def _population(
         in_reference=everything if design.in_reference is None else design.in_reference,
         variable=cells.variable,
         components=loadings,
-        recipe={"bioren": __version__, "target_sum": target_sum(cells.x)},
+        normalization={"bioren": __version__, "target_sum": target_sum(cells.x)},
     )
 
 
@@ -242,8 +273,8 @@ def _diagnose(
     return Diagnosis(
         overlap_before=alignment.overlap_before,
         overlap=alignment.overlap,
-        alone=alone(count),
-        apart=apart(count, states.usual),
+        unmatched=unmatched(count),
+        sample_specific=sample_specific(count, states.inlier_weight),
         structure_removed=structure_removed(before, after, codes, n_samples),
     )
 

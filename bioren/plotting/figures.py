@@ -36,7 +36,7 @@ LONGEST_LEGEND = 40
 #: Whole numbers of so many different values name categories; more are a quantity.
 MOST_CODES = 20
 
-#: Cells are drawn in so many handfuls, each with all categories.
+#: Cells are shrunk in so many handfuls, each with all categories.
 HANDFULS = 6
 
 INK, MUTED, ALARM = "#222222", "#8a8a8a", "#D55E00"
@@ -140,13 +140,13 @@ def samples(adata: AnnData, *, key: str = "bioren", ax: Axes | None = None) -> A
     sizes = effect_sizes(effects.r, effects.d, effects.standard_error_r, effects.standard_error_d)
     order = np.argsort(-sizes.shift, kind="stable")
     ax = ax or _new_axes(len(order), 7.0)
-    places = np.arange(len(order))
-    ax.hlines(places, 0, np.maximum(sizes.shift, sizes.scale)[order], color="0.88", zorder=1)
+    coordinates = np.arange(len(order))
+    ax.hlines(coordinates, 0, np.maximum(sizes.shift, sizes.scale)[order], color="0.88", zorder=1)
     for size, far, color, marker, name in (
         (sizes.shift, sizes.far_shift, PALETTE[0], "o", "shift (from d)"),
         (sizes.scale, sizes.far_scale, PALETTE[1], "D", "scale (from log2 r)"),
     ):
-        ax.scatter(size[order], places, s=26, color=color, marker=marker, label=name, zorder=3)
+        ax.scatter(size[order], coordinates, s=26, color=color, marker=marker, label=name, zorder=3)
         if np.isfinite(far):
             ax.axvline(far, color=color, linestyle=":")
     if np.isfinite(sizes.far_shift):
@@ -209,11 +209,11 @@ def limits(
     values = np.abs(effects.d) if of == "d" else effects.r
     held_back = clipped(effects.r, effects.d, effects.standard_error_d, effects.settings)[of == "d"]
 
-    places = np.arange(len(effects.samples))
+    coordinates = np.arange(len(effects.samples))
     low, first, median, third, high = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99], axis=1)
-    ax.hlines(places, low, high, color=PALETTE[0], linewidth=1)
-    ax.hlines(places, first, third, color=PALETTE[0], linewidth=4)
-    ax.scatter(median, places, s=22, color="white", edgecolors=PALETTE[0], zorder=3)
+    ax.hlines(coordinates, low, high, color=PALETTE[0], linewidth=1)
+    ax.hlines(coordinates, first, third, color=PALETTE[0], linewidth=4)
+    ax.scatter(median, coordinates, s=22, color="white", edgecolors=PALETTE[0], zorder=3)
     if of == "d":
         ax.set_xlim(left=0)
         lines = [most]
@@ -231,7 +231,7 @@ def limits(
     title = f"limit {' and '.join(map(_fraction, shown))}" if shown else "no limit"
     title += f", strength {strength:g}" if strength < 1 else ""
     ax.set_title(title, loc="left", fontsize=9, color=ALARM if shown else INK)
-    ax.set_ylim(len(places) - 0.4, -0.6)
+    ax.set_ylim(len(coordinates) - 0.4, -0.6)
     ax.set_ylabel("sample")
     settle(ax)
     size = label_axis(ax.yaxis, shortened(effects.samples))
@@ -339,7 +339,7 @@ def before_after(
     given = None if ax is None else np.array(ax, dtype=object).ravel()
     if given is not None and len(given) != 2:
         raise ValueError(f"before_after draws on two axes, received {len(given)}: ax=(one, two)")
-    places = [
+    coordinates = [
         _components(adata, record)
         if basis == "X_pca" and basis not in adata.obsm
         else _plane(adata, basis)
@@ -351,7 +351,7 @@ def before_after(
     order = np.random.default_rng(0).permutation(adata.n_obs)
     size = float(np.clip(20_000 / adata.n_obs, 1.5, 14))
     for panel, basis, place, title in zip(
-        axes, (before, after), places, ("before", "after"), strict=True
+        axes, (before, after), coordinates, ("before", "after"), strict=True
     ):
         name = basis.removeprefix("X_")
         _scatter(panel, place[order], values, order, size)

@@ -84,13 +84,13 @@ def label_axis(axis: Axis, names: Sequence[str], *, first: Sequence[int] = ()) -
     room = _room(axis, len(names))
     step = max(1, math.ceil(SMALLEST / (LINE * room)))
     size = min(LARGEST, LINE * room * step)
-    places: list[int] = []
+    coordinates: list[int] = []
     for i in (*first, *range(len(names))):
-        if all(abs(i - place) >= step for place in places):
-            places.append(i)
+        if all(abs(i - place) >= step for place in coordinates):
+            coordinates.append(i)
     axis.set_ticks(
-        places,
-        [names[i] for i in places],
+        coordinates,
+        [names[i] for i in coordinates],
         fontsize=size,
         rotation=90 if _horizontal(axis) else 0,
     )

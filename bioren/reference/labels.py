@@ -13,7 +13,7 @@ __all__ = ["LabelTransfer"]
 
 
 class LabelTransfer(NamedTuple):
-    """From places in the embedding to labels: multinomial logistic regression.
+    """From coordinates in the embedding to labels: multinomial logistic regression.
 
     It holds no cell, and one number per label and dimension.
 

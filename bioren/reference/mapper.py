@@ -16,28 +16,28 @@ from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.denoising import Denoiser
-from bioren.effects.limits import embedding_of_kept, expression_bridge, within_limits
-from bioren.effects.state_profile import strata_of
+from bioren.effects.limits import embedding_of_retained, expression_bridge, within_limits
+from bioren.effects.state_profile import profile_of
 from bioren.effects.states import CellFacts, ConditionalBridge, depth
 from bioren.network.autoencoder import BridgeNetwork
 from bioren.network.training import embed_bridged
+from bioren.reference.confidence import MappingConfidence, averaging, calibrate, distances
 from bioren.reference.genes import MatchedGenes
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapping import Frame, map_sample, stack
-from bioren.reference.novelty import Familiarity, averaging, calibrate, distances
 from bioren.reference.population import Population
 from bioren.wording import listed
 
 __all__ = ["Mapped", "Mapper"]
 
-#: The turns in gene space look at so many cells of a sample.
+#: The iterations in gene space look at so many cells of a sample.
 SKETCH = 2000
 
 #: Distances are means over neighbours: in smaller samples they are not comparable.
 FEWEST_TO_JUDGE = 5
 
-#: Turns of states and bridge in the embedding that follow.  A second one changes nothing.
-EMBEDDED_TURNS = 1
+#: Iterations of states and bridge in the embedding that follow.  A second one changes nothing.
+EMBEDDED_ITERATIONS = 1
 
 
 class Mapped(NamedTuple):
@@ -107,13 +107,13 @@ class Mapper:
     states
         The states in the embedding.
     embedded
-        Groups ``(states,)``: the reference's cells in the corrected embedding, but for what lies
-        apart: there states are compared.
-    places
+        Groups ``(states,)``: the reference's cells in the corrected embedding, without what is
+        sample-specific: there states are compared.
+    coordinates
         The same with it: there the reference has cells.
     denoiser
         Draws cells towards their states.
-    familiarity
+    confidence
         Judges how well the reference knows a cell.
     removal
         How much of a query's effect is removed.
@@ -125,9 +125,9 @@ class Mapper:
     network: BridgeNetwork
     states: ConditionalBridge
     embedded: Moments
-    places: Moments
+    coordinates: Moments
     denoiser: Denoiser
-    familiarity: Familiarity
+    confidence: MappingConfidence
     removal: Removal
     labels: dict[str, LabelTransfer]
 
@@ -152,13 +152,13 @@ class Mapper:
         cells
             Of the reference: log-expression of the variable genes, in memory; what is known of
             them; their shares in the states; their corrected embedding; the same without what
-            lies apart.
+            is sample-specific.
         rng
             Chooses samples and cells, where there are many.
         """
         x, facts, share, full, together = cells
         there, n_samples = population.in_reference, len(population.samples)
-        embedded, places = (
+        embedded, coordinates = (
             Moments.by_group(z, facts.codes, n_samples, share) for z in (together, full)
         )
         bridged = population.bridged(population.variable)
@@ -167,10 +167,10 @@ class Mapper:
             others = there & (np.arange(n_samples) != sample)
             others = others if others.any() else there
             return Frame(
-                strata_of(bridged, others),
+                profile_of(bridged, others),
                 states,
                 embedded[others].pooled(),
-                places[others].pooled(),
+                coordinates[others].pooled(),
             )
 
         def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
@@ -184,9 +184,9 @@ class Mapper:
             network=network,
             states=states,
             embedded=embedded[there].pooled(),
-            places=places[there].pooled(),
+            coordinates=coordinates[there].pooled(),
             denoiser=denoiser,
-            familiarity=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
+            confidence=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
             removal=removal,
             labels={},
         )
@@ -284,7 +284,7 @@ class Mapper:
             msg = f"Give one name for each of {len(own)} samples, {listed(own)}; received {names}."
             raise ValueError(msg)
         population = self.population
-        known = population.strata.by_state
+        known = population.profile.by_state
         genes = mapped.genes.reference
         for row, name in enumerate(names):
             count = mapped.by_state.count[row]
@@ -307,7 +307,7 @@ class Mapper:
         seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
         inputs = place[columns[seen]]  # among the network's
         some = x[:, seen]
-        frame = Frame(self.population.strata, self.states, self.embedded, self.places)
+        frame = Frame(self.population.profile, self.states, self.embedded, self.coordinates)
         frame = frame.of_genes(columns)
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
         # In gene space first, where a turn costs little.
@@ -325,7 +325,7 @@ class Mapper:
             variable=(some, seen),
             removal=self.removal,
             start=start.full,
-            turns=EMBEDDED_TURNS,
+            iterations=EMBEDDED_ITERATIONS,
         )
         alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
         placed = mapped.placed
@@ -338,22 +338,22 @@ class Mapper:
             self.removal.strength * shifts, of_some, loadings, self.removal.d_max
         )
         kept = placed.share @ (shifts - removed)[0]
-        kept += embedding_of_kept(some, one, of_some, loadings)
-        embedding = self.denoiser.denoised(placed.full, placed.share, placed.apart) + kept
+        kept += embedding_of_retained(some, one, of_some, loadings)
+        embedding = self.denoiser.denoised(placed.full, placed.share, placed.specific) + kept
 
         expression = expression_bridge(
             mapped.by_state,
             alignment,
             self.removal,
-            usual=placed.usual[None],
-            onto=frame.strata,
+            inlier_weight=placed.inlier_weight[None],
+            onto=frame.profile,
         )
         corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= FEWEST_TO_JUDGE:
             near = averaging(some, of_some.full, of_variable, rng)
             far = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
-            score = self.familiarity.score(far)
+            score = self.confidence.score(far)
         return embedding, corrected, score, alignment, mapped.by_state
 
     def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
@@ -361,7 +361,7 @@ class Mapper:
         everything = np.arange(len(self.population.variable))
         if len(inputs) == len(everything):
             return frame
-        by_state = self.population.strata.by_state.of_genes(self.population.variable)
+        by_state = self.population.profile.by_state.of_genes(self.population.variable)
         squared = self.network.components.detach().cpu().numpy() ** 2
         nothing = AffineBridge.identity(1, 1)
         (whole, width), (seen, seen_width) = (
@@ -371,9 +371,9 @@ class Mapper:
             )
             for of in (everything, inputs)
         )
-        known = frame.places
+        known = frame.coordinates
         m2 = known.m2 * seen_width / np.maximum(width, TINY)
-        return frame._replace(places=Moments(known.count, known.mean + seen - whole, m2))
+        return frame._replace(coordinates=Moments(known.count, known.mean + seen - whole, m2))
 
     def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
         """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""

@@ -16,8 +16,8 @@ from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, compare
 from bioren.effects.standardization import standardize_onto
-from bioren.effects.state_profile import Strata
-from bioren.effects.states import ConditionalBridge, Newcomer
+from bioren.effects.state_profile import StateProfile
+from bioren.effects.states import ConditionalBridge, PlacedQuery
 
 __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 
@@ -30,24 +30,25 @@ class Frame(NamedTuple):
 
     Attributes
     ----------
-    strata
+    profile
         The reference by state, in gene space.
     states
         The states in an embedding.
     embedded
-        Groups ``(states,)``: the reference's cells in that embedding, but for what lies apart.
-    places
+        Groups ``(states,)``: the reference's cells in that embedding, without what is
+        sample-specific.
+    coordinates
         The same with it.
     """
 
-    strata: Strata
+    profile: StateProfile
     states: ConditionalBridge
     embedded: Moments
-    places: Moments
+    coordinates: Moments
 
     def of_genes(self, index: np.ndarray) -> Frame:
         """Return the frame of some genes; the embedding stays."""
-        return self._replace(strata=self.strata.of_genes(index))
+        return self._replace(profile=self.profile.of_genes(index))
 
 
 class MappedSample(NamedTuple):
@@ -67,7 +68,7 @@ class MappedSample(NamedTuple):
 
     alignment: Alignment
     bridged: np.ndarray
-    placed: Newcomer
+    placed: PlacedQuery
     by_state: Moments
 
 
@@ -80,7 +81,7 @@ def map_sample(
     variable: tuple[Any, np.ndarray],
     removal: Removal,
     start: AffineBridge | None = None,
-    turns: int = TURNS,
+    iterations: int = TURNS,
 ) -> MappedSample:
     """Map the cells of one sample.
 
@@ -91,7 +92,7 @@ def map_sample(
     covariates
         Of the cells, as `frame.states` was fitted with.
     frame
-        The reference; its strata are those of the genes of `x`.
+        The reference; its profile is those of the genes of `x`.
     encode
         Returns the cells' embedding after a bridge, of shape ``(1, variable genes)``.
     variable
@@ -101,22 +102,22 @@ def map_sample(
         How much of the effect is removed; states are sought where all of it is.
     start
         Bridge of the variable genes to begin with; None: expression as it is.
-    turns
-        Number of turns of states and bridge.
+    iterations
+        Number of iterations of states and bridge.
     """
     some, columns = variable
-    of_some = frame.strata.of_genes(columns)
+    of_some = frame.profile.of_genes(columns)
     one = np.zeros(x.shape[0], dtype=np.intp)
     bridge = start or AffineBridge.identity(1, len(columns))
     overlaps: list[np.ndarray] = []
-    for turn in range(turns):
+    for turn in range(iterations):
         bridged = encode(bridge)
-        placed = frame.states.place_newcomer(bridged, covariates, frame.embedded)
+        placed = frame.states.place_query(bridged, covariates, frame.embedded)
         # Before the last turn the bridge serves to find states, in the genes that tell them.
-        last = turn == turns - 1
+        last = turn == iterations - 1
         by_state = Moments.by_group(x if last else some, one, 1, placed.share)
-        strata = frame.strata if last else of_some
-        alignment = compare(standardize_onto(by_state, strata), removal)
+        profile = frame.profile if last else of_some
+        alignment = compare(standardize_onto(by_state, profile), removal)
         bridge = alignment.full
         overlaps.append(alignment.overlap)
     alignment = alignment._replace(overlap_before=overlaps[0])

@@ -22,7 +22,7 @@ from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, compare
 from bioren.effects.standardization import standardize
-from bioren.effects.state_profile import Standing, Strata, strata_of
+from bioren.effects.state_profile import Standing, StateProfile, profile_of
 from bioren.effects.states import frozen_states
 from bioren.files.container import Stored, digest, read, write
 from bioren.reference.genes import FEWEST
@@ -91,7 +91,7 @@ class Population:
         Columns of the genes in which states are told apart.
     components
         Orthonormal columns, ``(variable genes, dims)``: the space in which they are told apart.
-    recipe
+    normalization
         How expression was normalised, and versions; JSON.
     published
         For a population that was reduced by `publish`, the names and cells of all its samples,
@@ -112,7 +112,7 @@ class Population:
     in_reference: np.ndarray
     variable: np.ndarray
     components: np.ndarray
-    recipe: Mapping[str, Any]
+    normalization: Mapping[str, Any]
     published: Mapping[str, int] | None = None
     pooled: Pooled | None = None
 
@@ -127,11 +127,11 @@ class Population:
     @property
     def target_sum(self) -> float | None:
         """Return the molecules per cell that expression was brought to, if that is known."""
-        found: float | None = self.recipe.get("target_sum")
+        found: float | None = self.normalization.get("target_sum")
         return found
 
     @cached_property
-    def strata(self) -> Strata:
+    def profile(self) -> StateProfile:
         """Return the reference by state: composition, levels and variances on its own scale."""
         bridged, in_reference = self.bridged(), self.in_reference
         standing = Standing.of(bridged.count)
@@ -147,7 +147,7 @@ class Population:
                 np.vstack([composition, standing.composition]),
                 np.concatenate([[n_samples], standing.samples]),
             )
-        return strata_of(bridged, in_reference, standing)
+        return profile_of(bridged, in_reference, standing)
 
     def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
@@ -229,9 +229,9 @@ class Population:
         seen = place[self.variable[present]]
         some = x[:, seen]
         # The states are where these genes put them: the others would shift the sample's cells.
-        strata, components = self.strata.of_genes(columns), self.components[present]
-        strata = strata.of_states(np.flatnonzero(strata.by_state.count > 0))
-        of_some = strata.of_genes(seen)
+        profile, components = self.profile.of_genes(columns), self.components[present]
+        profile = profile.of_states(np.flatnonzero(profile.by_state.count > 0))
+        of_some = profile.of_genes(seen)
         center, level = of_some.whole().mean, of_some.by_state
         embedded = Moments(
             level.count, (level.mean - center) @ components, level.m2 @ components**2
@@ -241,7 +241,7 @@ class Population:
         return map_sample(
             x,
             None,
-            Frame(strata, frozen_states(embedded.mean), embedded, embedded),
+            Frame(profile, frozen_states(embedded.mean), embedded, embedded),
             lambda bridge: projection.apply(some, one, bridge),
             variable=(some, seen),
             removal=removal or Removal(),
@@ -406,7 +406,7 @@ class Population:
             )
             raise ValueError(msg)
         some = self._of_samples(told)
-        strata = some.strata.of_states(states)
+        profile = some.profile.of_states(states)
         n_genes = len(self.genes)
         shared = replace(
             self,
@@ -415,7 +415,7 @@ class Population:
             bridges=AffineBridge.identity(0, n_genes),
             in_reference=np.ones(0, dtype=bool),
             published={name: int(n) for name, n in some.cells.items()},
-            pooled=some._as_one(strata.by_state, states),
+            pooled=some._as_one(profile.by_state, states),
         )
         return shared, states
 
@@ -479,7 +479,7 @@ class Population:
             in_reference=in_reference,
             variable=variable,
             components=components,
-            recipe=stored.mapping("recipe"),
+            normalization=_read_normalization(stored),
             published=_read_published(stored),
             pooled=_read_pooled(stored, n_states, n_genes),
         )
@@ -537,7 +537,7 @@ class Population:
         about = {
             "genes": list(map(str, self.genes)),
             "samples": list(self.samples),
-            "recipe": dict(self.recipe),
+            "normalization": dict(self.normalization),
             "published": None if self.published is None else dict(self.published),
             "pooled": None if self.pooled is None else self.pooled.n_samples,
         }
@@ -662,10 +662,14 @@ def _merged(one: Pooled | None, other: Pooled | None) -> Pooled | None:
     return one.merge(other)
 
 
+def _read_normalization(stored: Stored) -> dict[str, Any]:
+    normalization = stored.mapping("normalization" if stored.version > 1 else "recipe")
+    if normalization.get("target_sum") is not None:
+        stored._replace(about=normalization).number("target_sum", 0)
+    return normalization
+
+
 def _read_published(stored: Stored) -> dict[str, int] | None:
-    recipe = stored.mapping("recipe")
-    if recipe.get("target_sum") is not None:
-        stored._replace(about=recipe).number("target_sum", 0)
     if stored.about.get("published") is None:
         return None
     published = stored.mapping("published")

@@ -17,7 +17,7 @@ from bioren.adata.obs import list_of
 from bioren.adata.record import Effects, diagnosis_table, read_effects
 from bioren.effects.sizes import EffectSizes, beyond_chance, clipped, effect_sizes
 from bioren.plotting.style import height_for
-from bioren.report.warnings import cautions
+from bioren.report.warnings import warning_signs
 from bioren.wording import listed
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def render(
         record_version=effects.version,
         effects=effects,
         overall=_overall(effects, sizes),
-        warnings=cautions(
+        warnings=warning_signs(
             adata,
             effects,
             sizes,
@@ -168,7 +168,7 @@ def _summary(
     if diagnosis is not None:
         columns |= {
             name: diagnosis[name].to_numpy()
-            for name in ("overlap", "alone", "apart", "structure_removed")
+            for name in ("overlap", "unmatched", "sample_specific", "structure_removed")
         }
     return _rows(pd.DataFrame(columns))
 

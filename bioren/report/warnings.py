@@ -22,27 +22,29 @@ from bioren.wording import listed
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["cautions"]
+__all__ = ["warning_signs"]
 
 #: Samples of which more than such a share is so, by column of the diagnosis, and what is said of
-#: them.  In public sets whose samples have all types in common, up to .11 of a sample stands apart.
+#: them.  In public sets whose samples have all types in common, up to .11 of a sample is
+#: sample-specific.
 MUCH = {
-    "alone": (
+    "unmatched": (
         0.1,
         "Much of these samples lies in cell states that no other sample has: {}. These cells had "
         "nothing to be compared with. Either the sample alone has such cells, or they should have "
         "been integrated and were not: look at their markers.",
     ),
-    "apart": (
+    "sample_specific": (
         0.2,
-        "Much of these samples stands apart from the others' cells in the same states, farther "
-        "than the rest of the sample does: {}. It was taken for cell types that the others lack, "
-        "and left where it was. If it is none, name the types (labels_key=...).",
+        "Much of these samples is sample-specific: it lies in states that others share, but "
+        "farther from the others' cells there than the rest of the sample does: {}. It was taken "
+        "for cell types that the others lack, and left where it was. If it is none, name the "
+        "types (labels_key=...).",
     ),
 }
 
 
-def cautions(
+def warning_signs(
     adata: AnnData,
     effects: Effects,
     sizes: EffectSizes,

@@ -27,7 +27,7 @@ from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Removal
 from bioren.reference.mapping import Frame, map_sample
 
-__all__ = ["Familiarity", "averaging", "calibrate", "distances"]
+__all__ = ["MappingConfidence", "averaging", "calibrate", "distances"]
 
 #: Neighbours that a cell's distances are averaged over, itself among them.
 NEIGHBOURS = 16
@@ -52,7 +52,7 @@ TYPICAL = float(np.log(2))
 FEWEST = 10
 
 
-class Familiarity(NamedTuple):
+class MappingConfidence(NamedTuple):
     """From distances to the probability that the reference holds a cell's type.
 
     Known and unknown cells are taken to be equally frequent.
@@ -135,9 +135,9 @@ def distances(
     bridged = near @ scale_rows(x, bridge.scale, one)  # means over neighbours
     found = []
     for states in among:
-        states = np.arange(len(frame.places.count)) if states is None else states
+        states = np.arange(len(frame.coordinates.count)) if states is None else states
         share = frame.states.nearest(z, states)
-        level, expected = frame.strata.by_state.mean[states], near @ share
+        level, expected = frame.profile.by_state.mean[states], near @ share
         of_genes = np.empty(len(z))
         for start in range(0, len(z), BLOCK):
             rows = slice(start, start + BLOCK)
@@ -157,7 +157,7 @@ def calibrate(
     without: Callable[[int], Frame],
     encode: Callable[[Block, AffineBridge], np.ndarray],
     rng: np.random.Generator,
-) -> Familiarity:
+) -> MappingConfidence:
     """Learn from the reference's own cells how far unknown cells lie.
 
     Parameters
@@ -189,10 +189,10 @@ def calibrate(
             variable=(some, np.arange(x.shape[1])),
             removal=Removal(),
         )
-        group = _groups(frame.places.mean)
+        group = _groups(frame.coordinates.mean)
         home = group[share[cells].argmax(axis=1)]
         withheld, left = [], []
-        there = frame.places.count >= FEWEST
+        there = frame.coordinates.count >= FEWEST
         for one in np.unique(home):
             is_known = home != one
             states = np.flatnonzero(there & (group != one))
@@ -206,10 +206,10 @@ def calibrate(
     return _fitted(pairs)._replace(single=len(samples) == 1)
 
 
-def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Familiarity:
+def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> MappingConfidence:
     """Fit log odds to how far cells are; in each pair known and unknown cells weigh the same."""
     if not pairs:
-        return Familiarity(np.zeros(2), np.ones(2), np.nan, np.nan)
+        return MappingConfidence(np.zeros(2), np.ones(2), np.nan, np.nan)
     found = np.concatenate([far for far, _ in pairs])
     known = np.concatenate([is_known for _, is_known in pairs])
     weight = np.concatenate([np.where(k, 0.5 / k.sum(), 0.5 / (~k).sum()) for _, k in pairs])
@@ -219,7 +219,7 @@ def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Familiarity:
     model = LogisticRegression().fit(far, known, weight * len(known) / weight.sum())
     # What is farther cannot be better known.
     slope = min(float(model.coef_[0, 0]), 0.0)
-    return Familiarity(center, unit, slope, float(model.intercept_[0]) if slope else 0.0)
+    return MappingConfidence(center, unit, slope, float(model.intercept_[0]) if slope else 0.0)
 
 
 def _far(distances: np.ndarray, center: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -249,7 +249,7 @@ def averaging(
     n_near = min(NEIGHBOURS, len(pool))
     if min(x.shape) < 3:
         return sparse.identity(n, format="csr")
-    center = frame.strata.whole().mean
+    center = frame.profile.whole().mean
     some = np.sort(rng.permutation(n)[:SKETCH])
     components = Projection.fit(x[some], one[some], bridge, center, COMPONENTS, rng)
     own = components.apply(x, one, bridge)
@@ -262,12 +262,12 @@ def averaging(
 
 def _from_centers(z: np.ndarray, frame: Frame, states: np.ndarray) -> np.ndarray:
     """Return each cell's squared distance from the nearest center, in units of its variance."""
-    places = frame.places
-    variance, weight = places.var(), places.count / max(places.count.sum(), TINY)
+    coordinates = frame.coordinates
+    variance, weight = coordinates.var(), coordinates.count / max(coordinates.count.sum(), TINY)
     variance = np.maximum(variance, np.maximum(LEAST_VARIANCE * (weight @ variance), TINY))
     nearest = np.full(len(z), np.inf)
     for state in states:
-        distance = (np.square(z - places.mean[state]) / variance[state]).mean(axis=1)
+        distance = (np.square(z - coordinates.mean[state]) / variance[state]).mean(axis=1)
         nearest = np.minimum(nearest, distance)
     return nearest
 

@@ -11,17 +11,17 @@ from sklearn.metrics import roc_auc_score
 
 import bioren
 from bioren import AffineBridge, Moments
-from bioren.effects.state_profile import Strata
+from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import frozen_states
-from bioren.reference.mapping import Frame
-from bioren.reference.novelty import (
+from bioren.reference.confidence import (
     FEWEST,
     LEAST_VARIANCE,
-    Familiarity,
+    MappingConfidence,
     _fitted,
     averaging,
     distances,
 )
+from bioren.reference.mapping import Frame
 
 seeds = st.integers(0, 2**32 - 1)
 SCORE = "bioren_mapping_score"
@@ -37,7 +37,7 @@ SCORE = "bioren_mapping_score"
 )
 def test_what_is_farther_is_never_better_known(seed, slope, level):
     rng = np.random.default_rng(seed)
-    familiarity = Familiarity(rng.normal(size=2), np.exp(rng.normal(size=2)), slope, level)
+    familiarity = MappingConfidence(rng.normal(size=2), np.exp(rng.normal(size=2)), slope, level)
     near = np.exp(rng.normal(0, 5, (50, 2)))
     far = near * np.exp(np.abs(rng.normal(0, 2, (50, 2))))
     scores = familiarity.score(near), familiarity.score(far)
@@ -48,13 +48,15 @@ def test_what_is_farther_is_never_better_known(seed, slope, level):
 
 @pytest.mark.parametrize("distance", [0.0, 1e-300, 1e300])
 def test_extreme_distances_have_a_score(distance):
-    score = Familiarity(np.zeros(2), np.full(2, 0.1), -20.0, 5.0).score(np.full((1, 2), distance))
+    score = MappingConfidence(np.zeros(2), np.full(2, 0.1), -20.0, 5.0).score(
+        np.full((1, 2), distance)
+    )
     assert 0 <= score[0] <= 1
 
 
 @pytest.mark.parametrize("by", [0, 1])
 def test_a_cell_is_far_that_is_far_by_either_distance(by):
-    familiarity = Familiarity(np.zeros(2), np.ones(2), -2.0, 2 * np.log(2))
+    familiarity = MappingConfidence(np.zeros(2), np.ones(2), -2.0, 2 * np.log(2))
     near = np.ones((1, 2))
     far = near.copy()
     far[0, by] = np.exp(5)
@@ -66,7 +68,7 @@ def test_a_cell_is_far_that_is_far_by_either_distance(by):
 @given(seed=seeds, by=st.floats(0, 50))
 def test_after_one_sample_what_all_cells_have_in_common_says_nothing(seed, by):
     rng = np.random.default_rng(seed)
-    several = Familiarity(np.zeros(2), np.ones(2), -2.0, 3.0)
+    several = MappingConfidence(np.zeros(2), np.ones(2), -2.0, 3.0)
     one = several._replace(single=True)
     apart = np.exp(rng.normal(3, 1, (60, 2)))
     assert_allclose(one.score(apart * np.exp(by)), one.score(apart), atol=1e-9)
@@ -135,7 +137,9 @@ def frame_of(counts=(50, 30, 20), n_genes=6, dims=4, seed=0):
     rng = np.random.default_rng(seed)
     counts = np.array(counts, dtype=float)
     level = rng.normal(0, 3, (len(counts), n_genes))
-    strata = Strata(counts / counts.sum(), Moments(counts, level, counts[:, None] + 0 * level))
+    strata = StateProfile(
+        counts / counts.sum(), Moments(counts, level, counts[:, None] + 0 * level)
+    )
     centers = rng.normal(0, 4, (len(counts), dims))
     variance = rng.uniform(0.001, 2, (len(counts), dims))
     places = Moments(counts, centers, counts[:, None] * variance)
@@ -146,7 +150,7 @@ def frame_of(counts=(50, 30, 20), n_genes=6, dims=4, seed=0):
 
 def slow_distances(x, bridge, z, frame, states):
     """Return distances of two cells, which have no neighbours but themselves."""
-    places, level = frame.places, frame.strata.by_state.mean
+    places, level = frame.coordinates, frame.profile.by_state.mean
     variance = places.m2 / places.count[:, None]
     weight = places.count / places.count.sum()
     least = [

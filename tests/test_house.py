@@ -1,0 +1,109 @@
+"""The house rules: where files lie, how long functions are, what is read how often."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulation import simulate
+
+import bioren
+from bioren.adata import matrix
+from bioren.effects.states import ConditionalBridge
+from bioren.model import fitted, fitting
+
+PACKAGE = Path(bioren.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def lines_of_code(function, lines):
+    """Return the number of lines of a function's body that are neither empty nor words."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    if not body:
+        return 0
+    inside = lines[body[0].lineno - 1 : body[-1].end_lineno]
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in inside)
+
+
+def test_few_files_lie_in_the_hall():
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_are_short(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    long = {f.name: n for f in functions(path) if (n := lines_of_code(f, lines)) > 60}
+    assert not long
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_their_functions_say_what_they_are_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+class Spied(pd.DataFrame):
+    """Counts how often each column is read."""
+
+    _metadata = ("reads",)
+
+    @property
+    def _constructor(self):
+        return pd.DataFrame
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            self.reads[key] += 1
+        return super().__getitem__(key)
+
+
+@pytest.fixture
+def described():
+    adata = simulate()
+    rng = np.random.default_rng(0)
+    adata.obs["known"] = adata.obs["type"].astype(str)
+    adata.obs["control"] = rng.random(adata.n_obs) < 0.7
+    adata.obs["treated"] = rng.choice(["yes", "no"], adata.n_obs)
+    adata.obs["score"] = rng.normal(size=adata.n_obs)
+    return adata
+
+
+COLUMNS = {
+    "labels_key": "known",
+    "controls_key": "control",
+    "condition_key": "treated",
+    "covariates": ["score"],
+}
+
+
+def test_one_run_reads_each_column_once_looks_at_the_matrix_once_and_encodes_each_cell_once(
+    described, monkeypatch
+):
+    adata, seen = described, Counter()
+    spied = Spied(adata.obs)
+    spied.reads = Counter()
+    adata._obs = spied
+
+    def count(name, function):
+        def counted(*args, **kwargs):
+            seen[name] += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(matrix, "look_through", count("matrix", matrix.look_through))
+    for module in (fitting, fitted):
+        monkeypatch.setattr(module, "embed", count("encoder", module.embed))
+    monkeypatch.setattr(ConditionalBridge, "place", count("states", ConditionalBridge.place))
+    options = bioren.TrainingOptions(max_epochs=2, progress=False)
+    bioren.tl.integrate(adata, "sample", **COLUMNS, decoded=True, training=options, progress=False)
+    assert seen == {"matrix": 1, "encoder": 1, "states": 1}
+    for column in ("sample", "known", "control", "treated", "score"):
+        assert spied.reads[column] == 1, column
+    assert "bioren_decoded" in adata.obsm
