@@ -9,6 +9,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
@@ -21,7 +22,6 @@ __all__ = [
     "diverse_clusters",
     "first_centers",
     "nearness",
-    "softmax",
     "unit_vectors",
 ]
 
@@ -108,7 +108,7 @@ def diverse_clusters(
         closeness = nearness(unit, centers, options.width)
         return closeness if allowed is None else closeness + allowed
 
-    share = softmax(closeness_to(centers))
+    share = softmax(closeness_to(centers), axis=1)
     observed = sample_sums(share, codes, n_samples)  # samples x states
     before = np.inf
     n_blocks = min(20, len(unit))
@@ -119,7 +119,7 @@ def diverse_clusters(
         for block in np.array_split(order, n_blocks):
             observed -= sample_sums(share[block], codes[block], n_samples)
             odds = _log_odds(observed, proportion, options.diversity).astype(unit.dtype)
-            share[block] = softmax(closeness[block] + odds[codes[block]])
+            share[block] = softmax(closeness[block] + odds[codes[block]], axis=1)
             observed += sample_sums(share[block], codes[block], n_samples)
         # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
         odds = _log_odds(observed, proportion, options.diversity)
@@ -141,13 +141,6 @@ def unit_vectors(x: np.ndarray) -> np.ndarray:
     """Return rows of unit length, rows of zeros as they are."""
     unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
     return unit
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Return shares that sum to 1 in each row, from their logarithms."""
-    shares: np.ndarray = np.exp(x - x.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return shares
 
 
 def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.ndarray:

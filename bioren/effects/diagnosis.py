@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import entropy
 
 from bioren.wording import listed
 
@@ -136,11 +137,13 @@ def confounding(codes: np.ndarray, condition: np.ndarray) -> float:
     known = condition >= 0
     table = np.zeros((codes.max(initial=0) + 1, condition.max(initial=0) + 1))
     np.add.at(table, (codes[known], condition[known]), 1)
-    whole = _entropy(table.sum(axis=0))
+    if not table.any():
+        return 0.0
+    whole = entropy(table.sum(axis=0))
     if whole == 0:
         return 0.0
     weight = table.sum(axis=1) / table.sum()
-    left = sum(w * _entropy(row) for w, row in zip(weight, table, strict=True) if w > 0)
+    left = sum(w * entropy(row) for w, row in zip(weight, table, strict=True) if w > 0)
     return float(1 - left / whole)
 
 
@@ -183,8 +186,3 @@ def structure_message(names: Sequence[str], removed: np.ndarray, cells: np.ndarr
         f"{listed(changed)}. This may be over-correction: compare known markers before and "
         "after, or remove less (strength=..., max_removed=(r, d))."
     )
-
-
-def _entropy(count: np.ndarray) -> float:
-    share = count[count > 0] / max(count.sum(), 1e-12)
-    return float(-np.sum(share * np.log(share)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import median_abs_deviation
 
 from bioren.bridge import kept_terms, shrinkage
 
@@ -20,9 +21,6 @@ LEAST_SHARE, LEAST_SPREAD = 0.1, 0.02
 
 #: Among fewer samples it cannot be said which of them stands out.
 FEWEST_SAMPLES = 4
-
-#: From median absolute deviation to standard deviation, for normal values.
-NORMAL = 1.4826
 
 
 class EffectSizes(NamedTuple):
@@ -113,5 +111,5 @@ def _far(size: np.ndarray) -> float:
     if len(size) < FEWEST_SAMPLES:
         return float("inf")
     median = float(np.median(size))
-    spread = NORMAL * float(np.median(np.abs(size - median)))
+    spread = float(median_abs_deviation(size, scale="normal"))
     return median + FAR * max(spread, LEAST_SHARE * median, LEAST_SPREAD)

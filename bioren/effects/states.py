@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
+from scipy.special import softmax
 
 from bioren.arrays.blocks import Block
 from bioren.arrays.groups import TINY, effective_cells, mixed
@@ -36,7 +37,6 @@ from bioren.effects.clusters import (
     diverse_clusters,
     first_centers,
     nearness,
-    softmax,
     unit_vectors,
 )
 from bioren.effects.shifts import covariate_slopes, shifts_onto, state_shifts
@@ -295,7 +295,8 @@ class ConditionalBridge:
     def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
         centers = self.rounds[-1].centers[states]
-        return softmax(nearness(unit_vectors(z), centers, self.options.width))
+        share: np.ndarray = softmax(nearness(unit_vectors(z), centers, self.options.width), axis=1)
+        return share
 
     def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
@@ -415,7 +416,8 @@ def _responsibilities(
     width: float,
 ) -> np.ndarray:
     logits = nearness(unit_vectors(z), centers, width) + log_odds[codes].astype(z.dtype)
-    return softmax(logits if allowed is None else logits + allowed)
+    share: np.ndarray = softmax(logits if allowed is None else logits + allowed, axis=1)
+    return share
 
 
 def _moved(

@@ -35,7 +35,10 @@ __all__ = ["load", "publish", "save"]
 KIND = "model"
 
 #: Parts of the network that know samples.
-OF_SAMPLES = ("bridge.", "hidden_bridge.", "output_bridge.")
+OF_SAMPLES = ("input_", "hidden_bridge.", "output_bridge.")
+
+#: Where format 1 holds the bridge of the network's input.
+OLD_LAYER = "network/bridge."
 
 #: Arrays that format 1 calls otherwise.
 RENAMED = (
@@ -215,7 +218,28 @@ def _of_today(stored: Stored) -> Stored:
         next((new + name[len(old) :] for old, new in RENAMED if name.startswith(old)), name): array
         for name, array in stored.arrays.items()
     }
+    # The bridge of the network's input was a layer, which held the moments that it leads between.
+    layer = [name for name in arrays if name.startswith(OLD_LAYER)]
+    moments = {name.removeprefix(OLD_LAYER): arrays.pop(name) for name in layer}
+    bridge = _bridge_of_layer(stored._replace(arrays=moments))
+    arrays |= {"network/input_scale": bridge.scale, "network/input_shift": bridge.shift}
     return stored._replace(arrays=arrays)
+
+
+def _bridge_of_layer(stored: Stored) -> AffineBridge:
+    """Return the bridges of samples that a layer of format 1 holds, in single precision."""
+    mean, var = stored.array("sample_mean", None, None), stored.array("sample_var", None, None)
+    cells = stored.array("sample_cells", len(mean), kind="i")
+    center = stored.array("running_mean", mean.shape[1]), stored.array("running_var", mean.shape[1])
+    if mean.shape != var.shape or any((of < 0).any() for of in (var, center[1], cells)):
+        raise ValueError("The moments of the network's input do not fit together.")
+    count = np.maximum(cells, 1).astype(np.float64)
+    found = AffineBridge.between(
+        Moments(count, mean, count[:, None] * var), Moments(np.array(1.0), *center)
+    )
+    seen = (cells > 0)[:, None]  # of other samples nothing is known
+    scale, shift = np.where(seen, found.scale, 1.0), np.where(seen, found.shift, 0.0)
+    return AffineBridge(scale.astype(np.float32), shift.astype(np.float32))
 
 
 def _restored(stored: Stored) -> Fitted:
@@ -339,7 +363,7 @@ def _network(
     state = {}
     for name, tensor in network.state_dict().items():
         array = stored.array(name, *tensor.shape, kind="f" if tensor.is_floating_point() else "i")
-        if (name.endswith("_var") and (array < 0).any()) or (name == "spread" and array <= 0):
+        if name in ("input_scale", "spread") and (array <= 0).any():
             raise ValueError(f"The network's {name} is not positive.")
         state[name] = torch.from_numpy(array)
     network.load_state_dict(state)

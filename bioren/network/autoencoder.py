@@ -1,9 +1,10 @@
 """The network: an encoder that never hears of samples, a decoder that knows them by bridges.
 
-Expression enters through a `SampleRenorm1d` that holds exact, composition-standardised moments
-and carries each cell to the reference population's scale.  Encoder and decoder are the
-principal components of what comes out, plus a non-linear part that starts as zero: training
-can only add to the components, and is kept only where it helps on cells held out.
+Expression enters through the bridge of each cell's sample, a scale and a shift per gene, exact and
+composition-standardised, to the reference population's scale: what `bioren.nn.SampleRenorm1d` does
+in evaluation.  Encoder and decoder are the principal components of what comes out, plus a
+non-linear part that starts as zero: training can only add to the components, and is kept only where
+it helps on cells held out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from bioren.arrays.moments import Moments
 from bioren.bridge import AffineBridge
-from bioren.nn import BatchRenorm1d, LinearLimits, SampleRenorm1d
+from bioren.nn import BatchRenorm1d, LinearLimits
 
 __all__ = ["BridgeNetwork", "LearnedBridge"]
 
@@ -43,6 +44,8 @@ class BridgeNetwork(nn.Module):
         Width of the hidden layers of encoder and decoder.
     """
 
+    input_scale: Tensor
+    input_shift: Tensor
     center: Tensor
     spread: Tensor
     components: Tensor
@@ -51,7 +54,8 @@ class BridgeNetwork(nn.Module):
         super().__init__()
         # A typical gene's spread: first steps of this size neither drown nor blow up any gene.
         self.gene_step = n_genes**-0.5
-        self.bridge = SampleRenorm1d(n_genes, n_samples, eps=0, affine=False)
+        self.register_buffer("input_scale", torch.ones(n_samples, n_genes))
+        self.register_buffer("input_shift", torch.zeros(n_samples, n_genes))
         self.register_buffer("center", torch.zeros(n_genes))
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("components", torch.zeros(n_genes, n_latent))
@@ -81,7 +85,9 @@ class BridgeNetwork(nn.Module):
         in_reference
             Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
         """
-        self.bridge.load_moments(samples, reference)
+        bridges = AffineBridge.between(samples, reference)
+        self.input_scale.copy_(torch.as_tensor(bridges.scale))
+        self.input_shift.copy_(torch.as_tensor(bridges.shift))
         self.center.copy_(torch.as_tensor(reference.mean))
         total = float(reference.var().sum())
         self.spread.fill_(total**0.5 or 1.0)
@@ -91,12 +97,6 @@ class BridgeNetwork(nn.Module):
             nn.init.zeros_(cast(nn.Linear, last).bias)
         for bridge in (self.hidden_bridge, self.output_bridge):
             bridge.set_reference(in_reference)
-
-    def train(self, mode: bool = True) -> BridgeNetwork:
-        """Set the mode; the input bridge stays in evaluation, its moments are exact."""
-        super().train(mode)
-        self.bridge.eval()
-        return self
 
     def encode(self, x: Tensor, sample: Tensor) -> Tensor:
         """Return the embedding, shape ``(cells, latent)``, of cells x genes `x`."""
@@ -121,7 +121,8 @@ class BridgeNetwork(nn.Module):
         return (rebuilt - standard).square().sum(dim=1)
 
     def _standard(self, x: Tensor, sample: Tensor) -> Tensor:
-        return (self.bridge.to_reference(x, sample) - self.center) / self.spread
+        bridge = AffineBridge(self.input_scale[sample], self.input_shift[sample])
+        return (cast(Tensor, bridge.apply(x)) - self.center) / self.spread
 
     def _encode(self, standard: Tensor) -> Tensor:
         linear = standard @ self.components
