@@ -16,7 +16,13 @@ from bioren.adata.matrix import (
     read_embedding,
     writable,
 )
-from bioren.adata.record import diagnosis_table, read_effects, write_record
+from bioren.adata.record import (
+    read_diagnosis,
+    read_effects,
+    write_fit,
+    write_mapping_score,
+    write_record,
+)
 from bioren.adata.reference import Reference, reference_text
 from bioren.adata.study import read_design, read_study
 from bioren.arrays.groups import Batches, BatchKey
@@ -24,7 +30,7 @@ from bioren.effects.alignment import MAX_REMOVED
 from bioren.effects.states import ConditionalBridge
 from bioren.files.atomic import check_target
 from bioren.model.autoencoder import RenormAutoencoder, load
-from bioren.model.fitted import Fitted
+from bioren.model.fitted import Fitted, Results
 from bioren.model.fitting import check_settings
 from bioren.network.training import TrainingOptions
 
@@ -187,6 +193,7 @@ def integrate(
         check_target(Path(save_model))
     placement = model.fit_study(read_study(adata, design))
     fitted = model.fitted_
+    results = fitted.apply(placement, decoded=decoded)
     settings = {
         "layer": layer,
         "reference": reference_text(reference),
@@ -194,21 +201,17 @@ def integrate(
         "covariates": design.columns.covariates or None,
         "controls_key": controls_key,
         "condition_key": condition_key,
-        "n_latent": fitted.network.components.shape[1],
+        "n_latent": results.embedding.shape[1],
         "strength": strength,
         "max_removed": max_removed,
         "rng": rng,
     }
-    embedding, corrected = fitted.embedding(placement), fitted.corrected(placement)
-    rebuilt = fitted.decoded(placement) if decoded else None
     if save_model is not None:
         model.save(save_model)
 
     adata = writable(adata, copy=copy)
-    adata.obsm[key_added], adata.layers[KEY] = embedding, corrected
-    if rebuilt is not None:
-        adata.obsm[f"{KEY}_decoded"] = rebuilt
-    _write_fit(adata, KEY, design.batches, fitted, settings)
+    adata.obsm[key_added] = results.embedding
+    _write(adata, results, fitted, design.batches, settings)
     return adata if copy else None
 
 
@@ -289,16 +292,21 @@ def integrate_embedding(
     return adata if copy else None
 
 
-def _write_fit(
-    adata: AnnData, key: str, batches: Batches, fitted: Fitted, settings: dict[str, Any]
+def _write(
+    adata: AnnData,
+    results: Results,
+    fitted: Fitted,
+    batches: Batches,
+    settings: dict[str, Any],
 ) -> None:
-    """Write ``uns[key]``: the effects, and all else that a fit found besides the cells' results."""
+    """Write all results of a fit but the embedding, which the caller names."""
+    adata.layers[KEY] = results.corrected
+    if results.decoded is not None:
+        adata.obsm[f"{KEY}_decoded"] = results.decoded
     own = fitted.samples()
-    write_record(adata, key, batches, fitted.genes, own.alignment, settings)
-    adata.uns[key]["diagnosis"] = own.diagnosis._asdict()
-    adata.uns[key]["reliability"] = fitted.denoiser.reliability
-    adata.uns[key]["variable_genes"] = fitted.variable_genes.to_numpy(dtype=object)
-    adata.uns[key]["history"] = {name: column.to_numpy() for name, column in own.history.items()}
+    write_record(adata, KEY, batches, fitted.genes, own.alignment, settings)
+    found = own.diagnosis, fitted.denoiser.reliability, fitted.variable_genes, own.history
+    write_fit(adata, KEY, *found)
 
 
 def _of_genes(use_rep: str) -> str:
@@ -320,7 +328,7 @@ def map_query(
 ) -> AnnData | None:
     """Map new cells onto a reference that was fitted before: no training, no cell of it needed.
 
-    A few closed-form rounds find each sample's batch effect against the reference and take it
+    A few closed-form iterations find each sample's batch effect against the reference and take it
     away (`bioren.reference.mapping`).  Samples do not influence one another.
 
     Parameters
@@ -415,7 +423,7 @@ def map_query(
     }
     genes = adata.var_names[mapped.genes.query]
     write_record(adata, KEY, batches, genes, mapped.alignment, settings)
-    adata.uns[KEY]["mapping_score"] = mapped.samples["mapping_score"].to_numpy()
+    write_mapping_score(adata, KEY, mapped.samples["mapping_score"])
     return adata if copy else None
 
 
@@ -493,8 +501,4 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
     KeyError
         There is no such record.
     """
-    record = adata.uns.get(key, {})
-    if "diagnosis" not in record:
-        msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
-        raise KeyError(msg)
-    return diagnosis_table(record)
+    return read_diagnosis(adata, key)

@@ -52,7 +52,7 @@ def fit(x, codes, share, full=None, **options):
     by_state = Moments.by_group(x, codes, codes.max() + 1, share)
     usual = np.ones(by_state.count.shape)
     return ExpressionBridge.fit(
-        by_state, full, **({"kept": full, "inlier_weight": usual} | options)
+        by_state, full, **({"bridges": full, "inlier_weight": usual} | options)
     )
 
 

@@ -1,4 +1,4 @@
-"""The one door to AnnData: what comes in is checked and ordered here, once.
+"""Matrices of AnnData: what comes in is checked and ordered here, once.
 
 Behind this door everything is arrays: a matrix and its genes' names.  What ``obs`` says of the
 cells comes through `bioren.adata.obs`.

@@ -1,6 +1,7 @@
-"""What a run leaves in ``adata.uns``: the batch effects themselves, and how they were found.
+"""The record in ``adata.uns``, and the tables that are made of it, such as `tl.batch_effects`.
 
-The one place that spells the slots of the record.  Everything survives h5ad and zarr.
+The one place that spells its entries: the batch effects themselves, how they were found, signs of
+over-correction, the training history.  Everything survives h5ad and zarr.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ import pandas as pd
 from bioren._version import __version__
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import Alignment
+from bioren.effects.diagnosis import Diagnosis
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Effects", "diagnosis_table", "read_effects", "read_history", "write_record"]
+__all__ = [
+    "Effects",
+    "has_diagnosis",
+    "has_history",
+    "read_diagnosis",
+    "read_effects",
+    "read_history",
+    "read_mapping_score",
+    "write_fit",
+    "write_mapping_score",
+    "write_record",
+]
 
 #: Entries of the record that are tables of samples x genes, as `Alignment` names them.
 TABLES = ("r", "d", "standard_error_r", "standard_error_d", "removed")
@@ -157,10 +170,56 @@ def read_history(adata: AnnData, key: str) -> pd.DataFrame:
     return pd.DataFrame({name: np.asarray(values) for name, values in history.items()})
 
 
-def diagnosis_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the record's signs of over-correction, a row per sample."""
+def write_fit(
+    adata: AnnData,
+    key: str,
+    diagnosis: Diagnosis,
+    reliability: np.ndarray,
+    variable_genes: pd.Index,
+    history: pd.DataFrame,
+) -> None:
+    """Write what a fit found besides the effects to the record that there is."""
+    adata.uns[key]["diagnosis"] = diagnosis._asdict()
+    adata.uns[key]["reliability"] = reliability
+    adata.uns[key]["variable_genes"] = variable_genes.to_numpy(dtype=object)
+    adata.uns[key]["history"] = {name: column.to_numpy() for name, column in history.items()}
+
+
+def write_mapping_score(adata: AnnData, key: str, score: pd.Series) -> None:
+    """Write each sample's mean mapping score to the record that there is."""
+    adata.uns[key]["mapping_score"] = score.to_numpy()
+
+
+def read_mapping_score(adata: AnnData, key: str) -> dict[str, float]:
+    """Return the mean mapping score of each sample of a mapped query."""
+    record = adata.uns[key]
+    return dict(zip(map(str, record["samples"]), record["mapping_score"], strict=True))
+
+
+def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
+    """Return the record's signs of over-correction, a row per sample.
+
+    Raises
+    ------
+    KeyError
+        There are none.
+    """
+    record = adata.uns.get(key, {})
+    if "diagnosis" not in record:
+        msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
+        raise KeyError(msg)
     samples = pd.Index(list(map(str, record["samples"])), name="sample")
     return pd.DataFrame({"cells": record["cells"], **record["diagnosis"]}, index=samples)
+
+
+def has_history(adata: AnnData, key: str) -> bool:
+    """Return whether the record has a training history."""
+    return "history" in adata.uns.get(key, {})
+
+
+def has_diagnosis(adata: AnnData, key: str) -> bool:
+    """Return whether the record has signs of over-correction."""
+    return "diagnosis" in adata.uns.get(key, {})
 
 
 def _storable(value: Any) -> Any:

@@ -6,21 +6,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import bioren
-from bioren.cli.options import (
-    atomic_targets,
-    clear_errors,
-    normalize,
-    one_or_several,
-    prepare,
-    read_file,
-    same_file,
-    speaker,
-)
+from bioren.cli.files import atomic_targets, read_file, same_file, write_file
+from bioren.cli.messages import clear_errors, speaker
+from bioren.cli.options import Condition, Layer, Overwrite, Quiet, one_or_several
+from bioren.cli.preparation import normalize, prepare
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,21 +24,6 @@ __all__ = ["app"]
 
 #: So many variable genes make the embedding, if none are marked.
 VARIABLE_GENES = 2000
-
-# Options that several commands have.
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Overwrite: TypeAlias = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that exist.")
-]
-Layer: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Read log-expression here instead of in X.")
-]
-Condition: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
-    ),
-]
 
 # Plain help, not rich's: it fills lines, and square brackets are no markup.
 app = typer.Typer(
@@ -249,7 +228,7 @@ def integrate(
                 save_model=fitted,
                 progress=not quiet,
             )
-            adata.write_h5ad(paths[target])
+            write_file(adata, paths[target])
             if fitted is not None:
                 model = bioren.load(fitted)
                 for labels_key in learn or []:
@@ -328,10 +307,11 @@ def map_query(
         bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
         n_genes = int(adata.var["bioren_mapped"].sum())
         say(f"{n_genes:,} of its genes are among the reference's {len(model.genes_):,}")
-        record = adata.uns["bioren"]
-        for name, score in zip(record["samples"], record["mapping_score"], strict=True):
+        from bioren.adata.record import read_mapping_score
+
+        for name, score in read_mapping_score(adata, "bioren").items():
             say(f"{name}: mapping score {score:.2f}")
-        adata.write_h5ad(paths[target])
+        write_file(adata, paths[target])
     say(f"{target} written")
 
 

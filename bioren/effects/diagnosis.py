@@ -50,7 +50,7 @@ class Diagnosis(NamedTuple):
     ----------
     overlap_before, overlap
         Share of the sample in states that other samples have too, before correction and in the
-        last comparison.
+        last comparison of samples, which is made between corrected genes.
     unmatched
         Share of the sample in states of the embedding that no other sample shares, after
         correction.

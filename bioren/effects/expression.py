@@ -47,7 +47,7 @@ class ExpressionBridge:
         by_state: Moments,
         full: AffineBridge,
         *,
-        kept: AffineBridge,
+        bridges: AffineBridge,
         inlier_weight: np.ndarray,
         in_reference: np.ndarray | None = None,
         onto: StateProfile | None = None,
@@ -62,8 +62,8 @@ class ExpressionBridge:
             Groups ``(samples, states)``: log-expression as it was measured.
         full
             The bridges that remove all of the samples' effects, shape ``(samples, genes)``.
-        kept
-            The bridges that remove what is to be removed; their scale is used.
+        bridges
+            Those that remove what is to be removed; their scale is used.
         inlier_weight
             How far each sample's shift within a state counts as a batch effect, in [0, 1], shape
             ``(samples, states)``.
@@ -96,8 +96,8 @@ class ExpressionBridge:
             mean = (n * some.mean + (center - level) / scale) / (n + 1)
             move = (scale - 1) * mean + level - left
             move = (strength * move).clip(-most[genes], most[genes])
-            shift[:, :, genes] = move + (1 - kept.scale[:, None, genes]) * mean
-        return cls(kept.scale, shift)
+            shift[:, :, genes] = move + (1 - bridges.scale[:, None, genes]) * mean
+        return cls(bridges.scale, shift)
 
     def of_genes(self, columns: np.ndarray) -> Self:
         """Return the map of some genes."""

@@ -43,7 +43,7 @@ def expression_bridge(
     return ExpressionBridge.fit(
         by_state,
         alignment.full,
-        kept=alignment.bridges,
+        bridges=alignment.bridges,
         inlier_weight=inlier_weight,
         in_reference=in_reference,
         onto=onto,

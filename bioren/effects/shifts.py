@@ -101,7 +101,7 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     reference
         Groups ``(states,)``: the reference's cells in the embedding.
     prior_cells
-        See `bioren.effects.states.StateOptions`.
+        See `bioren.effects.clusters.StateOptions`.
 
     Returns
     -------
@@ -222,7 +222,7 @@ def _shrunken(
     others
         As for `_inlier_weight`.
     prior_cells
-        See `bioren.effects.states.StateOptions`.
+        See `bioren.effects.clusters.StateOptions`.
     """
     cells = count / (count + 10)
     # What is outlying, or has nothing to be compared with, tells nothing of the effect's size.

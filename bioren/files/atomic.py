@@ -12,7 +12,7 @@ __all__ = ["atomic_write", "check_target"]
 
 
 def check_target(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse a file that could not be written, before any work is done; see `whole_file`."""
+    """Refuse a file that could not be written, before any work is done; see `atomic_write`."""
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder: name a file in it.")
     if path.exists() and not overwrite:

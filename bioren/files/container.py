@@ -174,7 +174,7 @@ def write(
     Raises
     ------
     FileExistsError, OSError
-        See `bioren.files.atomic.whole_file`; or the disk is full.
+        See `bioren.files.atomic.atomic_write`; or the disk is full.
     ValueError
         Some values are not finite: no such file could be read.
     """

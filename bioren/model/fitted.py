@@ -22,7 +22,7 @@ from bioren.network.training import TrainingOptions, decode, embed
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
 
-__all__ = ["Fitted", "OwnSamples", "Placement", "Settings", "network_facts"]
+__all__ = ["Fitted", "OwnSamples", "Placement", "Results", "Settings", "network_facts"]
 
 
 class Settings(NamedTuple):
@@ -83,6 +83,27 @@ class Placement(NamedTuple):
     variable: Block
     codes: np.ndarray
     placed: Placed
+
+
+class Results(NamedTuple):
+    """What a model makes of cells.
+
+    Attributes
+    ----------
+    embedding
+        Coordinates in the reference population, shape ``(cells, n_latent)``.
+    corrected
+        Expression on the reference's scale, shape ``(cells, genes)``.
+    decoded
+        Denoised expression of the variable genes; None if it was not asked for.
+    states
+        Each cell's share in each state, shape ``(cells, states)``.
+    """
+
+    embedding: np.ndarray
+    corrected: np.ndarray
+    decoded: np.ndarray | None
+    states: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -177,6 +198,15 @@ class Fitted:
         facts = network_facts(x, facts)
         z = embed(self.network, x, facts.codes)
         return Placement(cells, x, facts.codes, self.states.place(z, facts))
+
+    def apply(self, placement: Placement, *, decoded: bool = False) -> Results:
+        """Return all that follows for placed cells; decoded expression if it is asked for."""
+        return Results(
+            self.embedding(placement),
+            self.corrected(placement),
+            self.decoded(placement) if decoded else None,
+            placement.placed.share,
+        )
 
     def embedding(self, placement: Placement) -> np.ndarray:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""

@@ -1,4 +1,4 @@
-"""Labels of the reference's cells, carried over to cells of a query."""
+"""The classifier that carries labels of the reference's cells over to cells of a query."""
 
 from __future__ import annotations
 

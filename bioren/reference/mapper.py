@@ -310,7 +310,7 @@ class Mapper:
         frame = Frame(self.population.profile, self.states, self.embedded, self.coordinates)
         frame = frame.of_genes(columns)
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
-        # In gene space first, where a turn costs little.
+        # In gene space first, where an iteration costs little.
         sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
         start = self.population.place(some[sketch], columns[seen]).alignment
 

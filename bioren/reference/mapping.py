@@ -1,4 +1,4 @@
-"""A new sample on a reference population: closed-form rounds, no training.
+"""A new sample on a reference population: closed-form iterations, no training.
 
 States tell which cells of the sample compare with which of the reference, the bridge of the
 genes takes the sample's effect away, and what is left of it shows the states more clearly.  The
@@ -22,7 +22,7 @@ from bioren.effects.states import ConditionalBridge, PlacedQuery
 __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 
 #: States are sought so many times, with a better bridge each time.
-TURNS = 4
+ITERATIONS = 4
 
 
 class Frame(NamedTuple):
@@ -81,7 +81,7 @@ def map_sample(
     variable: tuple[Any, np.ndarray],
     removal: Removal,
     start: AffineBridge | None = None,
-    iterations: int = TURNS,
+    iterations: int = ITERATIONS,
 ) -> MappedSample:
     """Map the cells of one sample.
 
@@ -113,7 +113,7 @@ def map_sample(
     for turn in range(iterations):
         bridged = encode(bridge)
         placed = frame.states.place_query(bridged, covariates, frame.embedded)
-        # Before the last turn the bridge serves to find states, in the genes that tell them.
+        # Before the last iteration the bridge serves to find states, in the genes that tell them.
         last = turn == iterations - 1
         by_state = Moments.by_group(x if last else some, one, 1, placed.share)
         profile = frame.profile if last else of_some

@@ -14,7 +14,13 @@ import pandas as pd
 import bioren
 from bioren import plotting
 from bioren.adata.obs import list_of
-from bioren.adata.record import Effects, diagnosis_table, read_effects
+from bioren.adata.record import (
+    Effects,
+    has_diagnosis,
+    has_history,
+    read_diagnosis,
+    read_effects,
+)
 from bioren.effects.sizes import EffectSizes, beyond_chance, clipped, effect_sizes
 from bioren.plotting.style import height_for
 from bioren.report.warnings import warning_signs
@@ -103,10 +109,9 @@ def render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     effects = read_effects(adata, key)
-    record = adata.uns[key]
     condition_key = condition_key or effects.settings.get("condition_key")
     sizes = effect_sizes(effects.r, effects.d, effects.standard_error_r, effects.standard_error_d)
-    diagnosis = diagnosis_table(record) if "diagnosis" in record else None
+    diagnosis = read_diagnosis(adata, key) if has_diagnosis(adata, key) else None
     environment = Environment(
         loader=PackageLoader("bioren.report", "template"),
         autoescape=True,
@@ -239,7 +244,7 @@ def _plots(adata: AnnData, key: str, effects: Effects, sizes: EffectSizes) -> It
             "Two scatter plots of cells, before and after the correction, coloured by sample.",
             *_image(lambda ax: plotting.before_after(adata, key=key, ax=ax), 11.5, 5.0, columns=2),
         )
-    if "history" in adata.uns[key]:
+    if has_history(adata, key):
         yield Plot(
             "Training of the embedding",
             "Reconstruction error by epoch. Epoch 0 is the start, the principal components; the "
