@@ -136,8 +136,8 @@ def _draw(adata: AnnData, path: Path) -> None:
     figure.legend(*labs, loc="outside lower left", ncols=2, fontsize=8, markerscale=2)
     figure.legend(*types, loc="outside lower center", ncols=4, fontsize=8, markerscale=2)
     planted, found = adata.uns["planted"], adata.uns["bioren"]
-    _compare(axes[0, 2], planted["d"], found["d"], "shift d (sd)")
-    _compare(axes[1, 2], np.log2(planted["r"]), np.log2(found["r"]), "log2 scale r")
+    _compare(axes[0, 2], planted["d"], found["d"], name="shift d (sd)")
+    _compare(axes[1, 2], np.log2(planted["r"]), np.log2(found["r"]), name="log2 scale r")
     figure.suptitle("700 blood cells from four labs, each with a planted bridge per gene")
     figure.savefig(path, format="png")
 
@@ -155,7 +155,7 @@ def _scatter(ax: Axes, place: np.ndarray, labels: pd.Series, title: str) -> None
     ax.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
 
 
-def _compare(ax: Axes, planted: np.ndarray, found: np.ndarray, name: str) -> None:
+def _compare(ax: Axes, planted: np.ndarray, found: np.ndarray, *, name: str) -> None:
     correlation = spearmanr(planted, found, axis=None).statistic
     low, high = np.percentile(planted, [0.1, 99.9])
     ax.plot([low, high], [low, high], color="0.6", linewidth=1, zorder=1)

@@ -129,7 +129,7 @@ def bridge(
         check_varies(variable)
     removal = Removal(strength, max_kept, max_removed)
     seeded = np.random.default_rng(rng)
-    alignment = align_study(study, design.facts, removal, seeded, variable=variable)
+    alignment = align_study(study, design.facts, removal, rng=seeded, variable=variable)
     warn_isolated(batches.names, alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
@@ -151,5 +151,7 @@ def bridge(
         "max_removed": max_removed,
         "rng": rng,
     }
-    write_record(adata, key_added, batches, cells.genes, alignment, settings)
+    write_record(
+        adata, key_added, batches, genes=cells.genes, alignment=alignment, settings=settings
+    )
     return adata if copy else None

@@ -211,7 +211,7 @@ def integrate(
 
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = results.embedding
-    _write(adata, results, fitted, design.batches, settings)
+    _write(adata, results, fitted, batches=design.batches, settings=settings)
     return adata if copy else None
 
 
@@ -296,6 +296,7 @@ def _write(
     adata: AnnData,
     results: Results,
     fitted: Fitted,
+    *,
     batches: Batches,
     settings: dict[str, Any],
 ) -> None:
@@ -304,7 +305,9 @@ def _write(
     if results.decoded is not None:
         adata.obsm[f"{KEY}_decoded"] = results.decoded
     own = fitted.samples()
-    write_record(adata, KEY, batches, fitted.genes, own.alignment, settings)
+    write_record(
+        adata, KEY, batches, genes=fitted.genes, alignment=own.alignment, settings=settings
+    )
     found = own.diagnosis, fitted.denoiser.reliability, fitted.variable_genes, own.history
     write_fit(adata, KEY, *found)
 
@@ -422,7 +425,7 @@ def map_query(
         "max_removed": model.max_removed,
     }
     genes = adata.var_names[mapped.genes.query]
-    write_record(adata, KEY, batches, genes, mapped.alignment, settings)
+    write_record(adata, KEY, batches, genes=genes, alignment=mapped.alignment, settings=settings)
     write_mapping_score(adata, KEY, mapped.samples["mapping_score"])
     return adata if copy else None
 

@@ -41,6 +41,6 @@ def started(x, codes, *, n_latent=3, n_hidden=24, in_reference=None, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = BridgeNetwork(x.shape[1], n_samples, n_latent, n_hidden)
-    network.start_from(samples, reference, projection.loadings, in_reference)
+    network.start_from(samples, reference, projection.loadings, in_reference=in_reference)
     bridged = bridges.scale[codes] * x.toarray() + bridges.shift[codes]
     return network, bridged - reference.mean, projection.loadings

@@ -183,7 +183,7 @@ def test_distances_agree_with_slow_loops(seed):
     x, z = rng.normal(0, 3, (2, 6)), rng.normal(0, 4, (2, 4))
     bridge = AffineBridge(rng.uniform(0.5, 2, (1, 6)), rng.normal(size=(1, 6)))
     some = np.array([2, 0])
-    near = averaging(x, bridge, frame, rng)
+    near = averaging(x, bridge, frame, rng=rng)
     found = distances(x, bridge, z, frame, near, [None, some])
     assert_allclose(found[0], slow_distances(x, bridge, z, frame, np.arange(3)))
     assert_allclose(found[1], slow_distances(x, bridge, z, frame, some))
@@ -202,7 +202,7 @@ def test_distances_do_not_depend_on_the_order_of_cells():
             bridge,
             z[of],
             frame,
-            averaging(x[of], bridge, frame, np.random.default_rng(1)),
+            averaging(x[of], bridge, frame, rng=np.random.default_rng(1)),
             [None],
         )[0]
         for of in (np.arange(60), order)

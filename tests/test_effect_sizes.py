@@ -8,7 +8,7 @@ from bioren.effects.sizes import beyond_chance, clipped, effect_sizes
 def sizes_of(d, error=0.0, r=None):
     d = np.asarray(d, dtype=float)
     ones = np.ones_like(d)
-    return effect_sizes(ones if r is None else r, d, 0 * ones, error * ones)
+    return effect_sizes(ones if r is None else r, d, 0 * ones, error_d=error * ones)
 
 
 def test_the_size_is_that_of_what_was_planted():
@@ -31,7 +31,7 @@ def test_errors_of_r_are_those_of_its_logarithm():
     rng = np.random.default_rng(1)
     error = 0.05 * np.ones((1, 20_000))
     r = np.exp(rng.normal(0, 0.05, (1, 20_000)))
-    found = effect_sizes(r, 0 * r, r * error, 0 * r)
+    found = effect_sizes(r, 0 * r, r * error, error_d=0 * r)
     assert found.scale[0] < 0.02
 
 
@@ -68,13 +68,13 @@ def test_the_share_that_limits_hold_back():
     d = np.array([[0.5, -3, 2, 4.0], [0.1, 0.2, -0.1, 0.3]])
     r = np.array([[1, 3, 0.2, 1.5], [1, 1, 1, 2.2]])
     none = np.zeros_like(d)  # errors
-    assert_allclose(clipped(r, d, none, {}), 0)
-    of_r, of_d = clipped(r, d, none, {"max_removed": np.array([2.0, 1.0])})
+    assert_allclose(clipped(r, d, none, settings={}), 0)
+    of_r, of_d = clipped(r, d, none, settings={"max_removed": np.array([2.0, 1.0])})
     assert_allclose(of_r, [0.5, 0.25])
     assert_allclose(of_d, [0.75, 0])
     # Half of 2 is no more than 1, and the root of 3 less than 2.
-    of_r, of_d = clipped(r, d, none, {"max_removed": (2.0, 1.0), "strength": 0.5})
+    of_r, of_d = clipped(r, d, none, settings={"max_removed": (2.0, 1.0), "strength": 0.5})
     assert_allclose(of_r, [0.25, 0])
     assert_allclose(of_d, [0.5, 0])
     # What is chance is not removed, so that nothing is held back.
-    assert_allclose(clipped(r, d, none + 100, {"max_removed": (2.0, 1.0)}), 0)
+    assert_allclose(clipped(r, d, none + 100, settings={"max_removed": (2.0, 1.0)}), 0)

@@ -45,17 +45,17 @@ def test_genes_are_matched_by_name_in_any_order(data):
 
 def test_a_column_names_the_genes():
     query = query_of([f"row{i}" for i in range(20)], symbol=SYMBOLS[::-1])
-    found = match_genes(query, pd.Index(SYMBOLS), np.arange(20), "symbol")
+    found = match_genes(query, pd.Index(SYMBOLS), np.arange(20), genes_key="symbol")
     assert_array_equal(found.query, np.arange(20)[::-1])
     query.var["symbol"] = query.var["symbol"].astype("category")
-    again = match_genes(query, pd.Index(SYMBOLS), np.arange(20), "symbol")
+    again = match_genes(query, pd.Index(SYMBOLS), np.arange(20), genes_key="symbol")
     assert_array_equal(again.query, found.query)
 
 
 def test_names_missing_in_a_column_are_left_alone():
     symbols = [*SYMBOLS[:-4], None, np.nan, pd.NA, "nan"]
     query = query_of([f"row{i}" for i in range(20)], symbol=pd.array(symbols, dtype=object))
-    found = match_genes(query, pd.Index(SYMBOLS), np.arange(20), "symbol")
+    found = match_genes(query, pd.Index(SYMBOLS), np.arange(20), genes_key="symbol")
     assert_array_equal(found.query, np.arange(16))
 
 
@@ -105,7 +105,7 @@ def test_genes_that_are_not_variable_do_not_place_cells():
 )
 def test_a_mismatch_of_names_is_explained(names, genes, var, genes_key, advice):
     with pytest.raises(ValueError, match="has 0 of the 20 genes") as caught:
-        match_genes(query_of(names, **var), pd.Index(genes), np.arange(20), genes_key)
+        match_genes(query_of(names, **var), pd.Index(genes), np.arange(20), genes_key=genes_key)
     assert advice in str(caught.value)
     assert str(caught.value).count("Ensembl") <= 2
 

@@ -193,7 +193,7 @@ def mapped(x, frame_and_projection=None, removal=Removal()):  # noqa: B008
         x,
         None,
         frame,
-        lambda bridge: projection.apply(x, one, bridge),
+        encode=lambda bridge: projection.apply(x, one, bridge),
         variable=(x, np.arange(N_GENES)),
         removal=removal,
     )

@@ -42,7 +42,7 @@ def population(x, codes, share, **fields):
     given = {
         "genes": pd.Index([f"gene{g}" for g in range(N_GENES)]),
         "samples": ["abcdefghi"[code] for code in there],
-        "by_state": moments_by_state(x, rows, len(there), share),
+        "by_state": moments_by_state(x, rows, len(there), share=share),
         "bridges": AffineBridge(scale[there], shift[there]),
         "in_reference": np.ones(len(there), dtype=bool),
         "variable": np.arange(4),
@@ -182,7 +182,7 @@ def test_no_more_is_subtracted_than_is_there():
 
 def newcomer(seed=5):
     x, _, share = cells_of(seed, 1, 20)
-    by_state = moments_by_state(x, np.zeros(20, dtype=int), 1, share)[0]
+    by_state = moments_by_state(x, np.zeros(20, dtype=int), 1, share=share)[0]
     return by_state, AffineBridge(np.full(N_GENES, 1.5), np.full(N_GENES, -0.5))
 
 

@@ -170,7 +170,9 @@ def test_without_a_record(adata):
 
 def warned(adata, **options):
     effects = read_effects(adata, "bioren")
-    sizes = effect_sizes(effects.r, effects.d, effects.standard_error_r, effects.standard_error_d)
+    sizes = effect_sizes(
+        effects.r, effects.d, effects.standard_error_r, error_d=effects.standard_error_d
+    )
     return warning_signs(adata, effects, sizes, **options)
 
 

@@ -24,7 +24,7 @@ ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?", re.IGNORECASE)
 
 
 def match_genes(
-    adata: AnnData, genes: pd.Index, variable: np.ndarray, genes_key: str | None = None
+    adata: AnnData, genes: pd.Index, variable: np.ndarray, *, genes_key: str | None = None
 ) -> MatchedGenes:
     """Find the genes of a query among those of a reference, in any order.
 
@@ -67,7 +67,7 @@ def match_genes(
         msg = (
             f"The query has {n_variable} of the {len(variable)} genes that tell the reference's "
             f"cell states apart, at least {FEWEST} are needed. Query: {listed(names, 3)}; "
-            f"reference: {listed(genes, 3)}. {_advice(adata, names, genes, genes_key)}"
+            f"reference: {listed(genes, 3)}. {_advice(adata, names, genes, genes_key=genes_key)}"
         )
         raise ValueError(msg)
     if n_variable < FEW * len(variable):
@@ -90,7 +90,7 @@ def _names(adata: AnnData, genes_key: str | None) -> pd.Index:
     return pd.Index(adata.var[genes_key].astype(str))
 
 
-def _advice(adata: AnnData, names: pd.Index, genes: pd.Index, genes_key: str | None) -> str:
+def _advice(adata: AnnData, names: pd.Index, genes: pd.Index, *, genes_key: str | None) -> str:
     """Say what may be the matter with names that do not fit, and how to repair it."""
     if len(names) == 0:
         return "It has no genes at all."

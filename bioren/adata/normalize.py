@@ -97,13 +97,13 @@ def mark_variable_genes(
         within = variance[cells >= min(FEWEST_CELLS, cells.max())].mean(axis=0)
         marked = np.argsort(np.argsort(-within)) < n_genes
     else:
-        marked = _dispersed(x, codes, cells, n_genes, adata.uns.get("log1p"))
+        marked = _dispersed(x, codes, cells, n_genes=n_genes, log1p=adata.uns.get("log1p"))
     adata.var["highly_variable"] = marked
     return True
 
 
 def _dispersed(
-    x: Any, codes: np.ndarray, cells: np.ndarray, n_genes: int, log1p: Any
+    x: Any, codes: np.ndarray, cells: np.ndarray, *, n_genes: int, log1p: Any
 ) -> np.ndarray:
     """Return which genes scanpy finds variable by batch."""
     import scanpy as sc

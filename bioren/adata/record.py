@@ -94,6 +94,7 @@ def write_record(
     adata: AnnData,
     key: str,
     batches: Batches,
+    *,
     genes: pd.Index,
     alignment: Alignment,
     settings: Mapping[str, Any],

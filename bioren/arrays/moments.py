@@ -204,7 +204,7 @@ class Moments:
         count = weights.sum(axis=0)  # states
         center = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()  # genes
         if sparse.issparse(x):
-            first, second = _sparse_sums(x, center, weights, count)
+            first, second = _sparse_sums(x, center, weights, count=count)
         else:
             deviation = x - center
             first = weights.T @ deviation  # states x genes
@@ -225,7 +225,7 @@ class Moments:
 
 
 def _sparse_sums(
-    x: sparse.csr_matrix, center: np.ndarray, weights: np.ndarray, count: np.ndarray
+    x: sparse.csr_matrix, center: np.ndarray, weights: np.ndarray, *, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum deviations from `center` and their squares; states x genes, implicit zeros counted."""
     stored = x.astype(np.float64)  # a copy whose data are overwritten in turn

@@ -209,7 +209,7 @@ def integrate(
 
             for labels_key in learn or []:
                 read_labels(adata, labels_key)  # before the work of fitting
-            prepare(adata, key, layer, genes, say, single=bool(models or reference))
+            prepare(adata, key, layer, genes=genes, say=say, single=bool(models or reference))
             say("comparing samples within cell states, then training while it helps")
             fitted = Path(folder) / "model" if models else None
             bioren.tl.integrate(
@@ -370,7 +370,7 @@ def effects(
                 raise FileExistsError(f"{path} is the input itself: name another file.")
         with atomic_targets(source, targets, overwrite=overwrite) as paths:
             adata = read_file(source, say)
-            _find_effects(adata, batch_key or [], condition, say, progress=not quiet)
+            _find_effects(adata, batch_key or [], condition, say=say, progress=not quiet)
             if table is not None:
                 bioren.tl.batch_effects(adata).to_csv(paths[table], index=False)
             if report is not None:
@@ -390,8 +390,8 @@ def _find_effects(
     adata: AnnData,
     batch_key: list[str],
     condition: str | None,
-    say: Callable[[str], None],
     *,
+    say: Callable[[str], None],
     progress: bool,
 ) -> None:
     """Leave effects in ``uns["bioren"]``: those found before, if they are the ones asked for."""
@@ -414,6 +414,6 @@ def _find_effects(
             say(f"effects of {len(before.samples)} samples, found before, from uns['bioren']")
             return
     key = one_or_several(batch_key)
-    prepare(adata, key, None, VARIABLE_GENES, say)
+    prepare(adata, key, None, genes=VARIABLE_GENES, say=say)
     say("comparing samples within cell states, then training while it helps")
     bioren.tl.integrate(adata, key, condition_key=condition, progress=progress)

@@ -27,9 +27,9 @@ def prepare(
     adata: AnnData,
     batch_key: BatchKey,
     layer: str | None,
+    *,
     genes: int,
     say: Callable[[str], None],
-    *,
     single: bool = False,
 ) -> None:
     """Bring counts to log-expression and mark variable genes, where need be, and say so."""

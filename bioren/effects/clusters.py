@@ -59,7 +59,7 @@ def default_n_states(n_cells: int) -> int:
 
 
 def first_centers(
-    unit: np.ndarray, labels: np.ndarray | None, n_states: int, rng: np.random.Generator
+    unit: np.ndarray, labels: np.ndarray | None, n_states: int, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the first centers and the label of each; every label has a state of its own.
 
@@ -93,6 +93,7 @@ def diverse_clusters(
     unit: np.ndarray,
     codes: np.ndarray,
     n_samples: int,
+    *,
     centers: np.ndarray,
     allowed: np.ndarray | None,
     options: StateOptions,

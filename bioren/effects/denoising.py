@@ -119,7 +119,7 @@ def reliability(
     for fitted, judged in ((first, second), (second, first)):
         parts = Projection.fit(x[fitted], codes[fitted], bridges, center, n_components, rng)
         z = parts.apply(x[judged], codes[judged], bridges)
-        genes = _variance_within(x[judged], codes[judged], share[judged], bridges.scale)
+        genes = _variance_within(x[judged], codes[judged], share[judged], scale=bridges.scale)
         scores = _variance_within(z, codes[judged], share[judged])
         alone = np.square(parts.loadings).T @ genes
         found.append(1 - np.divide(alone, scores, out=np.ones_like(alone), where=scores > 0))
@@ -128,7 +128,7 @@ def reliability(
 
 
 def _variance_within(
-    x: Block, codes: np.ndarray, share: np.ndarray, scale: np.ndarray | None = None
+    x: Block, codes: np.ndarray, share: np.ndarray, *, scale: np.ndarray | None = None
 ) -> np.ndarray:
     """Return each column's variance within samples and states, after `scale` per sample."""
     total = np.zeros(x.shape[1])

@@ -138,7 +138,7 @@ def _left_between_samples(
     # Of a state's variance all samples tell together: a sample's single cell has none.
     within = bridged.m2.sum(axis=0) / np.maximum(count.sum(axis=0), TINY)[:, None]
     error2 = squared_errors(part, count)[..., None] * within
-    return _certain(bridged.mean - center, error2, count, there.sum(axis=0)), center
+    return _certain(bridged.mean - center, error2, count, there=there.sum(axis=0)), center
 
 
 def _left_of_reference(bridged: Moments, onto: StateProfile) -> tuple[np.ndarray, np.ndarray]:
@@ -146,11 +146,11 @@ def _left_of_reference(bridged: Moments, onto: StateProfile) -> tuple[np.ndarray
     known = onto.by_state
     squared = 1 / np.maximum(bridged.count, 1) + 1 / np.maximum(known.count, 1)
     error2 = squared[..., None] * known.var()
-    return _certain(bridged.mean - known.mean, error2, bridged.count, known.count), known.mean
+    return _certain(bridged.mean - known.mean, error2, bridged.count, there=known.count), known.mean
 
 
 def _certain(
-    left: np.ndarray, error2: np.ndarray, count: np.ndarray, there: np.ndarray
+    left: np.ndarray, error2: np.ndarray, count: np.ndarray, *, there: np.ndarray
 ) -> np.ndarray:
     """Return what of differences is certain, samples x states x genes.
 

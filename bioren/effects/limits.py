@@ -53,7 +53,7 @@ def expression_bridge(
 
 
 def within_limits(
-    shifts: np.ndarray, alignment: Alignment, loadings: np.ndarray, d_max: float
+    shifts: np.ndarray, alignment: Alignment, loadings: np.ndarray, *, d_max: float
 ) -> np.ndarray:
     """Cut shifts of the embedding such that no gene moves by more than so many deviations.
 
@@ -88,7 +88,7 @@ def within_limits(
 
 
 def embedding_of_retained(
-    x: Block, codes: np.ndarray, alignment: Alignment, loadings: np.ndarray
+    x: Block, codes: np.ndarray, alignment: Alignment, *, loadings: np.ndarray
 ) -> np.ndarray:
     """Return what the bridges leave of the genes' effects, shape ``(cells, dims)``, float32.
 

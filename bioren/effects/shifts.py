@@ -80,12 +80,22 @@ def state_shifts(
         square = _mean_square(shift, within)
         inlier_weight = np.ones_like(weight)
         if not of_one_type:
-            inlier_weight = _inlier_weight(shift, square, within, by_state.count, errors, others)
-        fewer = _without_outlying(reference_weight, weight, inlier_weight, square)
+            inlier_weight = _inlier_weight(
+                shift, square, within, count=by_state.count, errors=errors, others=others
+            )
+        fewer = _without_outlying(reference_weight, weight, inlier_weight, square=square)
         if np.array_equal(fewer, reference_weight):
             break
         reference_weight = fewer
-    found = _shrunken(shift, square, by_state.count, errors, inlier_weight, others, prior_cells)
+    found = _shrunken(
+        shift,
+        square,
+        by_state.count,
+        errors=errors,
+        inlier_weight=inlier_weight,
+        others=others,
+        prior_cells=prior_cells,
+    )
     return _towards(there.sum(axis=0), found, by_state.count)
 
 
@@ -114,16 +124,28 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
     errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
     shift, within = by_state.mean - reference.mean, reference.var()
     square = _mean_square(shift, within)
-    inlier_weight = _inlier_weight(shift, square, within, by_state.count, errors, known[None])
+    inlier_weight = _inlier_weight(
+        shift, square, within, count=by_state.count, errors=errors, others=known[None]
+    )
     found = _shrunken(
-        shift, square, by_state.count, errors, inlier_weight, known[None], prior_cells
+        shift,
+        square,
+        by_state.count,
+        errors=errors,
+        inlier_weight=inlier_weight,
+        others=known[None],
+        prior_cells=prior_cells,
     )
     removed, specific, inlier_weight = _towards(known, found, by_state.count)
     return Shifts(removed[0], specific[0], inlier_weight[0])
 
 
 def _without_outlying(
-    reference_weight: np.ndarray, weight: np.ndarray, inlier_weight: np.ndarray, square: np.ndarray
+    reference_weight: np.ndarray,
+    weight: np.ndarray,
+    inlier_weight: np.ndarray,
+    *,
+    square: np.ndarray,
 ) -> np.ndarray:
     """Return the weights in the reference without each state's farthest sample, if it is outlying.
 
@@ -154,6 +176,7 @@ def _inlier_weight(
     shift: np.ndarray,
     square: np.ndarray,
     within: np.ndarray,
+    *,
     count: np.ndarray,
     errors: np.ndarray,
     others: np.ndarray,
@@ -199,6 +222,7 @@ def _shrunken(
     shift: np.ndarray,
     square: np.ndarray,
     count: np.ndarray,
+    *,
     errors: np.ndarray,
     inlier_weight: np.ndarray,
     others: np.ndarray,
@@ -253,6 +277,7 @@ def covariate_slopes(
     z: np.ndarray,
     covariates: np.ndarray,
     codes: np.ndarray,
+    *,
     share: np.ndarray,
     by_state: Moments,
     prior_slope: float,

@@ -51,7 +51,7 @@ class EffectSizes(NamedTuple):
 
 
 def effect_sizes(
-    r: np.ndarray, d: np.ndarray, error_r: np.ndarray, error_d: np.ndarray
+    r: np.ndarray, d: np.ndarray, error_r: np.ndarray, *, error_d: np.ndarray
 ) -> EffectSizes:
     """Measure each sample's effect.
 
@@ -75,7 +75,7 @@ def beyond_chance(d: np.ndarray, error_d: np.ndarray) -> np.ndarray:
 
 
 def clipped(
-    r: np.ndarray, d: np.ndarray, error_d: np.ndarray, settings: Mapping[str, Any]
+    r: np.ndarray, d: np.ndarray, error_d: np.ndarray, *, settings: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of each sample's genes whose r, and whose d, `max_removed` held back.
 

@@ -104,9 +104,11 @@ def standardize(
         composition, Moments(n_there, level, n_there[:, None] * within)
     ).whole()
 
-    ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0), prior_cells)
-    error2 = _squared_errors(by_state.count, weight, share, in_reference) @ within
-    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
+    ratio = _variance_ratio(
+        by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
+    )
+    error2 = _squared_errors(by_state.count, weight, share, in_reference=in_reference) @ within
+    samples = _as_if_shifted(reference, cells, shift, ratio=np.where(compared, ratio, 1.0))
     return Standardized(samples, reference, np.sqrt(error2), overlap)
 
 
@@ -137,16 +139,16 @@ def standardize_onto(
     weight = profile.composition * trusted * by_state.count / (by_state.count + prior_cells)
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
     shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
-    ratio = _variance_ratio(by_state, within, weight, prior_cells)
+    ratio = _variance_ratio(by_state, within, weight, prior_cells=prior_cells)
     squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
 
     reference = profile.whole()
-    samples = _as_if_shifted(reference, cells, shift, np.where(compared, ratio, 1.0))
+    samples = _as_if_shifted(reference, cells, shift, ratio=np.where(compared, ratio, 1.0))
     return Standardized(samples, reference, np.sqrt(squared @ within), overlap)
 
 
 def _as_if_shifted(
-    reference: Moments, cells: np.ndarray, shift: np.ndarray, ratio: np.ndarray
+    reference: Moments, cells: np.ndarray, shift: np.ndarray, *, ratio: np.ndarray
 ) -> Moments:
     """Return the moments of samples that differ from the reference by a shift and a ratio."""
     return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
@@ -169,7 +171,7 @@ def overlap_of(count: np.ndarray, prior_cells: float = PRIOR_CELLS) -> np.ndarra
 
 
 def _squared_errors(
-    count: np.ndarray, weight: np.ndarray, share: np.ndarray, in_reference: np.ndarray
+    count: np.ndarray, weight: np.ndarray, share: np.ndarray, *, in_reference: np.ndarray
 ) -> np.ndarray:
     """Return the shifts' squared errors in units of the variance within states.
 
@@ -210,7 +212,7 @@ def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarra
 
 
 def _variance_ratio(
-    by_state: Moments, within: np.ndarray, weight: np.ndarray, prior_cells: float
+    by_state: Moments, within: np.ndarray, weight: np.ndarray, *, prior_cells: float
 ) -> np.ndarray:
     """Compare the variance within states with the reference's; samples x genes.
 

@@ -104,7 +104,7 @@ def profile_of(
     return StateProfile(np.average(composition, axis=0, weights=samples), by_state)
 
 
-def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, share: np.ndarray) -> Moments:
+def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, *, share: np.ndarray) -> Moments:
     """Return moments by sample and state in single precision, a few genes at a time.
 
     Parameters

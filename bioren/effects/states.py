@@ -223,16 +223,24 @@ class ConditionalBridge:
         n_states = min(n_states or default_n_states(len(z)), len(z))
         unit = _within_sample_spread(facts, n_samples)
         covariates = _in_units(facts, unit)
-        centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng)
+        centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng=rng)
         allowed = allowed_states(facts.labels, state_labels)
 
         rounds: list[Round] = []
         moved = z
         for _ in range(options.rounds):
             centers, log_odds = diverse_clusters(
-                unit_vectors(moved), facts.codes, n_samples, centers, allowed, options, rng
+                unit_vectors(moved),
+                facts.codes,
+                n_samples,
+                centers=centers,
+                allowed=allowed,
+                options=options,
+                rng=rng,
             )
-            share = _responsibilities(moved, facts.codes, centers, log_odds, allowed, options.width)
+            share = _responsibilities(
+                moved, facts.codes, centers, log_odds=log_odds, allowed=allowed, width=options.width
+            )
             by_state = Moments.by_group(z, facts.codes, n_samples, share)
             effective = effective_cells(share, facts.codes, n_samples)
             shifts = state_shifts(
@@ -243,10 +251,15 @@ class ConditionalBridge:
                 of_one_type=state_labels is not None,
             )
             slopes, levels = covariate_slopes(
-                z, covariates, facts.codes, share, by_state, options.prior_slope
+                z,
+                covariates,
+                facts.codes,
+                share=share,
+                by_state=by_state,
+                prior_slope=options.prior_slope,
             )
             rounds.append(Round(centers, log_odds, shifts.removed, slopes, levels))
-            before, moved = moved, _moved(z, facts.codes, covariates, share, rounds[-1])
+            before, moved = moved, _moved(z, facts.codes, covariates, share=share, step=rounds[-1])
             if _relative_change(before, moved) < 1e-3:
                 break
         return cls(
@@ -313,9 +326,14 @@ class ConditionalBridge:
         moved = z
         for step in self.rounds:
             share = _responsibilities(
-                moved, facts.codes, step.centers, step.log_odds, allowed, self.options.width
+                moved,
+                facts.codes,
+                step.centers,
+                log_odds=step.log_odds,
+                allowed=allowed,
+                width=self.options.width,
             )
-            moved = _moved(z, facts.codes, covariates, share, step)
+            moved = _moved(z, facts.codes, covariates, share=share, step=step)
         return moved, share
 
     def without_samples(self, states: np.ndarray) -> Self:
@@ -367,11 +385,13 @@ class ConditionalBridge:
         moved = z
         options = self.options
         for _ in range(options.rounds):
-            share = _responsibilities(moved, one, last.centers, even, None, options.width)
+            share = _responsibilities(
+                moved, one, last.centers, log_odds=even, allowed=None, width=options.width
+            )
             shifts = shifts_onto(z, share, reference, options.prior_cells)
             levels = _levels(covariates, share)[None]
             step = Round(last.centers, even, shifts.removed[None], last.slopes, levels)
-            before, moved = moved, _moved(z, one, covariates, share, step)
+            before, moved = moved, _moved(z, one, covariates, share=share, step=step)
             if _relative_change(before, moved) < 1e-3:
                 break
         specific = (share @ shifts.specific).astype(z.dtype)
@@ -411,6 +431,7 @@ def _responsibilities(
     z: np.ndarray,
     codes: np.ndarray,
     centers: np.ndarray,
+    *,
     log_odds: np.ndarray,
     allowed: np.ndarray | None,
     width: float,
@@ -421,7 +442,7 @@ def _responsibilities(
 
 
 def _moved(
-    z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, share: np.ndarray, step: Round
+    z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, *, share: np.ndarray, step: Round
 ) -> np.ndarray:
     offset = mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
     for c in range(covariates.shape[1]):

@@ -308,7 +308,7 @@ class RenormAutoencoder:
         """
         fitted = self._fitted()
         population = fitted.population
-        genes = match_genes(adata, population.genes, population.variable, genes_key)
+        genes = match_genes(adata, population.genes, population.variable, genes_key=genes_key)
         batches = (
             one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
         )

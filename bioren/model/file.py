@@ -253,7 +253,7 @@ def _restored(stored: Stored) -> Fitted:
     population = Population.from_stored(stored.part("population"))
     coordinates = None if population.published is not None else _rows_of_own(stored, population)
     n_samples = 0 if coordinates is None else len(coordinates)
-    mapper = _mapper(stored, population, n_samples, settings)
+    mapper = _mapper(stored, population, n_samples, settings=settings)
     columns = _columns(stored)
     if 1 + len(columns.covariates) != len(mapper.states.unit):
         raise ValueError("The covariates' names and slopes differ in number.")
@@ -275,15 +275,17 @@ def _rows_of_own(stored: Stored, population: Population) -> np.ndarray:
     return own
 
 
-def _mapper(stored: Stored, population: Population, n_samples: int, settings: Settings) -> Mapper:
+def _mapper(
+    stored: Stored, population: Population, n_samples: int, *, settings: Settings
+) -> Mapper:
     n_states = population.by_state.count.shape[1]
     n_genes = len(population.variable)
     dims = stored.array("network/components", n_genes, None).shape[1]
     network = stored.part("network")
     return Mapper(
         population=population,
-        network=_network(network, n_genes, max(n_samples, 1), dims, settings),
-        states=_states(stored, n_samples, n_states, dims),
+        network=_network(network, n_genes, max(n_samples, 1), dims=dims, settings=settings),
+        states=_states(stored, n_samples, n_states, dims=dims),
         embedded=_moments(stored.part("embedded"), (n_states,), dims),
         coordinates=_moments(stored.part("coordinates"), (n_states,), dims),
         denoiser=Denoiser(
@@ -353,7 +355,7 @@ def _maybe_text(stored: Stored, name: str) -> str | None:
 
 
 def _network(
-    stored: Stored, n_genes: int, n_samples: int, dims: int, settings: Settings
+    stored: Stored, n_genes: int, n_samples: int, *, dims: int, settings: Settings
 ) -> BridgeNetwork:
     # Sizes are those of arrays that were read: nothing is allocated for numbers that a file claims.
     n_hidden = stored.array("encoder.0.weight", None, n_genes).shape[0]
@@ -370,7 +372,7 @@ def _network(
     return network.eval()
 
 
-def _states(stored: Stored, n_samples: int, n_states: int, dims: int) -> ConditionalBridge:
+def _states(stored: Stored, n_samples: int, n_states: int, *, dims: int) -> ConditionalBridge:
     unit = stored.array("states/unit", None)
     if (unit < 1 / LARGEST).any():
         raise ValueError("The covariates' units are not positive.")

@@ -216,7 +216,9 @@ class Fitted:
         )
         of_variable = self.samples().alignment.of_genes(self.population.variable)
         loadings = self.population.components
-        z += embedding_of_retained(placement.variable, placement.codes, of_variable, loadings)
+        z += embedding_of_retained(
+            placement.variable, placement.codes, of_variable, loadings=loadings
+        )
         return z
 
     def corrected(self, placement: Placement) -> np.ndarray:

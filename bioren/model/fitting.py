@@ -76,14 +76,14 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
     check_varies(variable)
     facts = network_facts(variable, design.facts)
     removal = settings.removal
-    alignment = align_study(study, facts, removal, rng, variable=variable)
+    alignment = align_study(study, facts, removal, rng=rng, variable=variable)
     warn_isolated(design.batches.names, alignment)
 
-    network, history = _train(study, variable, alignment, settings, rng)
+    network, history = _train(study, variable, alignment, settings=settings, rng=rng)
     states, placement = _place(study, variable, facts, alignment, network, settings, rng)
     denoiser = _denoiser(placement, alignment, rng)
     loadings, placed = _components(network), placement.placed
-    population = _population(study, alignment, loadings, placed.share)
+    population = _population(study, alignment, loadings, share=placed.share)
     own = OwnSamples(
         names=design.batches.names,
         alignment=alignment,
@@ -94,7 +94,7 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
             inlier_weight=states.inlier_weight,
             in_reference=design.in_reference,
         ),
-        diagnosis=_diagnose(placement, alignment, states, loadings),
+        diagnosis=_diagnose(placement, alignment, states, loadings=loadings),
         history=history,
     )
     warn_structure(own.names, own.diagnosis.structure_removed, np.bincount(facts.codes))
@@ -115,8 +115,8 @@ def align_study(
     study: Study,
     facts: CellFacts,
     removal: Removal,
-    rng: np.random.Generator,
     *,
+    rng: np.random.Generator,
     variable: Block | None,
 ) -> Alignment:
     """Find the effect of each sample on each gene, from the controls where there are some.
@@ -158,6 +158,7 @@ def _train(
     study: Study,
     variable: Block,
     alignment: Alignment,
+    *,
     settings: Settings,
     rng: np.random.Generator,
 ) -> tuple[BridgeNetwork, pd.DataFrame]:
@@ -167,7 +168,7 @@ def _train(
         variable,
         study.design.batches.codes,
         of_variable.samples,
-        of_variable.reference,
+        reference=of_variable.reference,
         sizes=(settings.n_latent, settings.n_hidden),
         in_reference=study.design.in_reference,
         options=settings.training,
@@ -188,8 +189,8 @@ def _place(
     """Embed the cells, find states and shifts within the limits, and place the cells by them."""
     z = embed(network, variable, facts.codes)
     of_variable, loadings = alignment.of_genes(study.cells.variable), _components(network)
-    states = _find_states(study, z, facts, settings, rng).limited(
-        lambda shifts: within_limits(shifts, of_variable, loadings, settings.removal.d_max)
+    states = _find_states(study, z, facts, settings=settings, rng=rng).limited(
+        lambda shifts: within_limits(shifts, of_variable, loadings, d_max=settings.removal.d_max)
     )
     return states, Placement(study.cells, variable, facts.codes, states.place(z, facts))
 
@@ -213,6 +214,7 @@ def _find_states(
     study: Study,
     z: np.ndarray,
     facts: CellFacts,
+    *,
     settings: Settings,
     rng: np.random.Generator,
 ) -> ConditionalBridge:
@@ -238,18 +240,18 @@ def _compared_by_state(study: Study, by_state: Moments, share: np.ndarray) -> Mo
         return by_state
     some = gather_rows(study.cells.x, design.controls)
     codes = design.batches.codes[design.controls]
-    return moments_by_state(some, codes, design.n_samples, share[design.controls])
+    return moments_by_state(some, codes, design.n_samples, share=share[design.controls])
 
 
 def _population(
-    study: Study, alignment: Alignment, loadings: np.ndarray, share: np.ndarray
+    study: Study, alignment: Alignment, loadings: np.ndarray, *, share: np.ndarray
 ) -> Population:
     cells, design = study
     everything = np.ones(design.n_samples, dtype=bool)
     return Population(
         genes=cells.genes,
         samples=design.batches.names,
-        by_state=moments_by_state(cells.x, design.batches.codes, design.n_samples, share),
+        by_state=moments_by_state(cells.x, design.batches.codes, design.n_samples, share=share),
         bridges=alignment.full,
         in_reference=everything if design.in_reference is None else design.in_reference,
         variable=cells.variable,
@@ -259,7 +261,7 @@ def _population(
 
 
 def _diagnose(
-    placement: Placement, alignment: Alignment, states: ConditionalBridge, loadings: np.ndarray
+    placement: Placement, alignment: Alignment, states: ConditionalBridge, *, loadings: np.ndarray
 ) -> Diagnosis:
     """Compare the cells' coordinates along the components before and after all bridges."""
     cells, x, codes, placed = placement

@@ -72,6 +72,7 @@ class BridgeNetwork(nn.Module):
         samples: Moments,
         reference: Moments,
         components: np.ndarray,
+        *,
         in_reference: np.ndarray | None = None,
     ) -> None:
         """Load the bridge and begin as the principal components of bridged expression.

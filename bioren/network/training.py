@@ -96,8 +96,8 @@ def fit_network(
     x: Block,
     codes: np.ndarray,
     samples: Moments,
-    reference: Moments,
     *,
+    reference: Moments,
     sizes: tuple[int, int],
     in_reference: np.ndarray | None,
     options: TrainingOptions,
@@ -139,12 +139,12 @@ def fit_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         network = BridgeNetwork(len(start), len(samples.count), start.shape[1], n_hidden)
-    network.start_from(samples, reference, start, in_reference)
+    network.start_from(samples, reference, start, in_reference=in_reference)
     history = train(network, x, codes, (training, held_out), options, rng)
     if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
         # Training does not help here, so that no cell need be held out of the components.
         everything = components(slice(None), start.shape[1])
-        network.start_from(samples, reference, everything, in_reference)
+        network.start_from(samples, reference, everything, in_reference=in_reference)
     return network, history
 
 
@@ -201,7 +201,9 @@ def train(
         with torch.no_grad():
             total = sum(
                 float(model(*batch).float().sum())
-                for batch in _minibatches(x, codes, positions, LARGE_BATCH, fabric.device)
+                for batch in _minibatches(
+                    x, codes, positions, size=LARGE_BATCH, device=fabric.device
+                )
             )
         return total / len(positions)
 
@@ -212,7 +214,9 @@ def train(
             network.train()
             losses = []
             order = rng.permutation(training)
-            for batch in _minibatches(x, codes, order, options.batch_size, fabric.device):
+            for batch in _minibatches(
+                x, codes, order, size=options.batch_size, device=fabric.device
+            ):
                 loss = model(*batch).mean()
                 optimizer.zero_grad()
                 fabric.backward(loss)
@@ -241,7 +245,7 @@ def embed(network: BridgeNetwork, x: Block, codes: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         parts = [
             network.encode(*batch).float().cpu().numpy()
-            for batch in _minibatches(x, codes, everything, LARGE_BATCH, device)
+            for batch in _minibatches(x, codes, everything, size=LARGE_BATCH, device=device)
         ]
     return np.concatenate(parts)
 
@@ -303,7 +307,7 @@ def _optimizer(network: BridgeNetwork, options: TrainingOptions) -> torch.optim.
 
 
 def _minibatches(
-    x: Block, codes: np.ndarray, positions: np.ndarray, size: int, device: torch.device
+    x: Block, codes: np.ndarray, positions: np.ndarray, *, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield expression, dense and float32, and sample of some cells at a time."""
     for start in range(0, len(positions), size):

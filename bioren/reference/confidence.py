@@ -153,6 +153,7 @@ def calibrate(
     x: Block,
     codes: np.ndarray,
     covariates: np.ndarray | None,
+    *,
     share: np.ndarray,
     without: Callable[[int], Frame],
     encode: Callable[[Block, AffineBridge], np.ndarray],
@@ -185,7 +186,7 @@ def calibrate(
             some,
             None if covariates is None else covariates[cells],
             frame,
-            partial(encode, some),
+            encode=partial(encode, some),
             variable=(some, np.arange(x.shape[1])),
             removal=Removal(),
         )
@@ -200,7 +201,7 @@ def calibrate(
                 withheld.append(is_known)
                 left.append(states)
         bridge = mapped.alignment.full
-        near = averaging(some, bridge, frame, rng)
+        near = averaging(some, bridge, frame, rng=rng)
         found = distances(some, bridge, mapped.bridged, frame, near, left)
         pairs += list(zip(found, withheld, strict=True))
     return _fitted(pairs)._replace(single=len(samples) == 1)
@@ -230,7 +231,7 @@ def _far(distances: np.ndarray, center: np.ndarray, unit: np.ndarray) -> np.ndar
 
 
 def averaging(
-    x: Block, bridge: AffineBridge, frame: Frame, rng: np.random.Generator
+    x: Block, bridge: AffineBridge, frame: Frame, *, rng: np.random.Generator
 ) -> sparse.csr_matrix:
     """Return the matrix that averages over each cell's neighbours in the sample's components.
 

@@ -186,7 +186,15 @@ class Mapper:
             embedded=embedded[there].pooled(),
             coordinates=coordinates[there].pooled(),
             denoiser=denoiser,
-            confidence=calibrate(x, facts.codes, facts.covariates, share, without, encode, rng),
+            confidence=calibrate(
+                x,
+                facts.codes,
+                facts.covariates,
+                share=share,
+                without=without,
+                encode=encode,
+                rng=rng,
+            ),
             removal=removal,
             labels={},
         )
@@ -225,7 +233,7 @@ class Mapper:
             cells = np.flatnonzero(batches.codes == sample)
             # The same numbers for each sample, so that none depends on how many there are.
             own = np.random.default_rng(seed)
-            found = self._map_sample(shared[cells], genes.reference, covariates[cells], own)
+            found = self._map_sample(shared[cells], genes.reference, covariates[cells], rng=own)
             embedding[cells], corrected[cells], score[cells], alignment, by_state = found
             alignments.append(alignment)
             moments.append(by_state)
@@ -299,7 +307,7 @@ class Mapper:
         return replace(self, population=population)
 
     def _map_sample(
-        self, x: Block, columns: np.ndarray, covariates: np.ndarray, rng: np.random.Generator
+        self, x: Block, columns: np.ndarray, covariates: np.ndarray, *, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Alignment, Moments]:
         """Map one sample; `columns` are the positions of its genes in the population."""
         place = np.full(len(self.population.genes), -1)
@@ -321,7 +329,7 @@ class Mapper:
             x,
             np.hstack([depth(some), covariates]),
             frame,
-            encode,
+            encode=encode,
             variable=(some, seen),
             removal=self.removal,
             start=start.full,
@@ -335,10 +343,10 @@ class Mapper:
         loadings = self.network.components.detach().cpu().numpy()[inputs]
         shifts = placed.shifts[None]
         removed = within_limits(
-            self.removal.strength * shifts, of_some, loadings, self.removal.d_max
+            self.removal.strength * shifts, of_some, loadings, d_max=self.removal.d_max
         )
         kept = placed.share @ (shifts - removed)[0]
-        kept += embedding_of_retained(some, one, of_some, loadings)
+        kept += embedding_of_retained(some, one, of_some, loadings=loadings)
         embedding = self.denoiser.denoised(placed.full, placed.share, placed.specific) + kept
 
         expression = expression_bridge(
@@ -351,7 +359,7 @@ class Mapper:
         corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= FEWEST_TO_JUDGE:
-            near = averaging(some, of_some.full, of_variable, rng)
+            near = averaging(some, of_some.full, of_variable, rng=rng)
             far = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
             score = self.confidence.score(far)
         return embedding, corrected, score, alignment, mapped.by_state

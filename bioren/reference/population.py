@@ -242,7 +242,7 @@ class Population:
             x,
             None,
             Frame(profile, frozen_states(embedded.mean), embedded, embedded),
-            lambda bridge: projection.apply(some, one, bridge),
+            encode=lambda bridge: projection.apply(some, one, bridge),
             variable=(some, seen),
             removal=removal or Removal(),
         )

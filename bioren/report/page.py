@@ -110,7 +110,9 @@ def render(
 
     effects = read_effects(adata, key)
     condition_key = condition_key or effects.settings.get("condition_key")
-    sizes = effect_sizes(effects.r, effects.d, effects.standard_error_r, effects.standard_error_d)
+    sizes = effect_sizes(
+        effects.r, effects.d, effects.standard_error_r, error_d=effects.standard_error_d
+    )
     diagnosis = read_diagnosis(adata, key) if has_diagnosis(adata, key) else None
     environment = Environment(
         loader=PackageLoader("bioren.report", "template"),
@@ -137,7 +139,7 @@ def render(
         ),
         diagnosed=diagnosis is not None,
         summary=_summary(effects, sizes, diagnosis),
-        plots=list(_plots(adata, key, effects, sizes)),
+        plots=list(_plots(adata, key, effects, sizes=sizes)),
         genes=_most_affected(effects),
         printed_rows=PRINTED_ROWS,
         reference=_listing(effects.settings.get("reference")),
@@ -161,7 +163,7 @@ def _summary(
     effects: Effects, sizes: EffectSizes, diagnosis: pd.DataFrame | None
 ) -> list[dict[str, Any]]:
     """Return a row per sample."""
-    of_r, of_d = clipped(effects.r, effects.d, effects.standard_error_d, effects.settings)
+    of_r, of_d = clipped(effects.r, effects.d, effects.standard_error_d, settings=effects.settings)
     columns: dict[str, Any] = {
         "sample": effects.samples,
         "cells": effects.cells,
@@ -202,7 +204,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _plots(adata: AnnData, key: str, effects: Effects, sizes: EffectSizes) -> Iterator[Plot]:
+def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) -> Iterator[Plot]:
     height = height_for(len(effects.samples))
     outliers = listed([effects.samples[i] for i in np.flatnonzero(sizes.outlier)])
     yield Plot(
