@@ -130,8 +130,8 @@ def _draw(adata: AnnData, path: Path) -> None:
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": [1, 1, 1.05]})
     for row, (when, title) in enumerate((("before", "before"), ("after", "after bioren"))):
         place = adata.obsm[f"X_umap_{when}"]
-        _scatter(axes[row, 0], place, adata.obs[LAB], f"{title}: labs")
-        _scatter(axes[row, 1], place, adata.obs[CELL_TYPE], f"{title}: cell types")
+        _scatter(axes[row, 0], place, adata.obs[LAB], title=f"{title}: labs")
+        _scatter(axes[row, 1], place, adata.obs[CELL_TYPE], title=f"{title}: cell types")
     labs, types = (axes[0, column].get_legend_handles_labels() for column in (0, 1))
     figure.legend(*labs, loc="outside lower left", ncols=2, fontsize=8, markerscale=2)
     figure.legend(*types, loc="outside lower center", ncols=4, fontsize=8, markerscale=2)
@@ -142,7 +142,7 @@ def _draw(adata: AnnData, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _scatter(ax: Axes, place: np.ndarray, labels: pd.Series, title: str) -> None:
+def _scatter(ax: Axes, place: np.ndarray, labels: pd.Series, *, title: str) -> None:
     import matplotlib
 
     categories = labels.cat.categories

@@ -37,7 +37,9 @@ def started(x, codes, *, n_latent=3, n_hidden=24, in_reference=None, seed=0):
     reference = Moments.of(x)
     bridges = AffineBridge.between(samples, reference)
     rng = np.random.default_rng(seed)
-    projection = Projection.fit(x, codes, bridges, reference.mean, n_latent, rng)
+    projection = Projection.fit(
+        x, codes, bridges, center=reference.mean, n_components=n_latent, rng=rng
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = BridgeNetwork(x.shape[1], n_samples, n_latent, n_hidden)

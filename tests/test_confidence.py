@@ -184,7 +184,7 @@ def test_distances_agree_with_slow_loops(seed):
     bridge = AffineBridge(rng.uniform(0.5, 2, (1, 6)), rng.normal(size=(1, 6)))
     some = np.array([2, 0])
     near = averaging(x, bridge, frame, rng=rng)
-    found = distances(x, bridge, z, frame, near, [None, some])
+    found = distances(x, bridge, z, frame=frame, near=near, among=[None, some])
     assert_allclose(found[0], slow_distances(x, bridge, z, frame, np.arange(3)))
     assert_allclose(found[1], slow_distances(x, bridge, z, frame, some))
     assert (found[1][:, 0] >= found[0][:, 0] - 1e-12).all()  # fewer states are no nearer
@@ -201,9 +201,9 @@ def test_distances_do_not_depend_on_the_order_of_cells():
             x[of],
             bridge,
             z[of],
-            frame,
-            averaging(x[of], bridge, frame, rng=np.random.default_rng(1)),
-            [None],
+            frame=frame,
+            near=averaging(x[of], bridge, frame, rng=np.random.default_rng(1)),
+            among=[None],
         )[0]
         for of in (np.arange(60), order)
     )

@@ -29,7 +29,7 @@ def placed(draw):
 @given(placed())
 def test_each_cell_lies_between_its_states_centers_and_its_place(given):
     z, share, apart, trust = given
-    denoiser = Denoiser.fit(z, share, apart, trust)
+    denoiser = Denoiser.fit(z, share, apart, reliability=trust)
     moved = denoiser.denoised(z, share, apart)
     for i in range(len(z)):
         centers = [np.average(z - apart, axis=0, weights=w) for w in share.T]
@@ -41,9 +41,9 @@ def test_each_cell_lies_between_its_states_centers_and_its_place(given):
 def test_reliable_dimensions_stay_and_noise_goes(given):
     z, share, apart, _ = given
     everything, nothing = np.ones(z.shape[1]), np.zeros(z.shape[1])
-    found = Denoiser.fit(z, share, apart, everything)
+    found = Denoiser.fit(z, share, apart, reliability=everything)
     assert_allclose(found.denoised(z, share, apart), z, atol=1e-9)
-    noise = Denoiser.fit(z, share, apart, nothing)
+    noise = Denoiser.fit(z, share, apart, reliability=nothing)
     assert_allclose(noise.denoised(z, share, apart), share @ noise.centers + apart, atol=1e-9)
 
 
@@ -52,16 +52,16 @@ def test_states_keep_their_places(given):
     # A cell lies wholly in one state here: with shares, neighbouring states blend a little.
     z, share, apart, trust = given
     whole = np.eye(share.shape[1])[share.argmax(axis=1)]
-    denoiser = Denoiser.fit(z, whole, apart, trust)
-    again = Denoiser.fit(denoiser.denoised(z, whole, apart), whole, apart, trust)
+    denoiser = Denoiser.fit(z, whole, apart, reliability=trust)
+    again = Denoiser.fit(denoiser.denoised(z, whole, apart), whole, apart, reliability=trust)
     assert_allclose(again.centers, denoiser.centers, atol=1e-6)
 
 
 @given(placed(), st.floats(-10, 10))
 def test_what_lies_apart_is_drawn_as_if_it_did_not_and_stays_there(given, away):
     z, share, apart, trust = given
-    together = Denoiser.fit(z - apart, share, np.zeros_like(z), trust)
-    denoiser = Denoiser.fit(z, share, apart, trust)
+    together = Denoiser.fit(z - apart, share, np.zeros_like(z), reliability=trust)
+    denoiser = Denoiser.fit(z, share, apart, reliability=trust)
     assert_allclose(denoiser.centers, together.centers, atol=1e-6)
     expected = together.denoised(z - apart, share, np.zeros_like(z)) + apart
     assert_allclose(denoiser.denoised(z, share, apart), expected, atol=1e-6)
@@ -72,7 +72,7 @@ def test_what_lies_apart_is_drawn_as_if_it_did_not_and_stays_there(given, away):
 @given(placed(), st.data())
 def test_each_row_depends_on_its_own_cell(given, data):
     z, share, apart, trust = given
-    denoiser = Denoiser.fit(z, share, apart, trust)
+    denoiser = Denoiser.fit(z, share, apart, reliability=trust)
     order = data.draw(st.permutations(range(len(z))))
     cells = np.array(order)[: data.draw(st.integers(1, len(z)))]
     whole = denoiser.denoised(z, share, apart)[cells]
@@ -83,7 +83,7 @@ def test_each_row_depends_on_its_own_cell(given, data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_type_stays(dtype):
     z, share = np.ones((4, 3), dtype=dtype), np.ones((4, 1), dtype=np.float32)
-    denoiser = Denoiser.fit(z, share, np.zeros_like(z), np.full(3, 0.5))
+    denoiser = Denoiser.fit(z, share, np.zeros_like(z), reliability=np.full(3, 0.5))
     assert denoiser.denoised(z, share, np.zeros_like(z)).dtype == dtype
 
 
@@ -91,7 +91,7 @@ def test_a_state_without_cells_changes_nothing():
     z, share = np.arange(6.0).reshape(3, 2), np.array([[1.0, 0.0]] * 3)
 
     def moved(share):
-        return Denoiser.fit(z, share, 0 * z, np.full(2, 0.5)).denoised(z, share, 0 * z)
+        return Denoiser.fit(z, share, 0 * z, reliability=np.full(2, 0.5)).denoised(z, share, 0 * z)
 
     assert_allclose(moved(share), moved(share[:, :1]))
 
@@ -105,7 +105,7 @@ def test_the_true_places_are_nearer_than_those_seen():
     nothing = np.zeros_like(seen)
 
     def error(kept):
-        found = Denoiser.fit(seen, share, nothing, kept).denoised(seen, share, nothing)
+        found = Denoiser.fit(seen, share, nothing, reliability=kept).denoised(seen, share, nothing)
         return np.square(found - true).mean()
 
     assert error(trust) < 0.8 * min(error(np.ones(2)), error(np.zeros(2)))
@@ -137,7 +137,9 @@ def found(x, codes, share, n_components, *, bridges=None, seed=0):
         bridges = AffineBridge(np.ones_like(means), means.mean(axis=0) - means)
     center = np.asarray(x.mean(axis=0)).ravel()
     rng = np.random.default_rng(seed)
-    return reliability(x, codes, share, bridges, center, n_components, rng)
+    return reliability(
+        x, codes, share, bridges=bridges, center=center, n_components=n_components, rng=rng
+    )
 
 
 @pytest.mark.parametrize("spread", [(9,), (3,), (2,), (6, 3), (8, 5, 3)])
@@ -197,7 +199,9 @@ def test_bridged_expression_counts_and_not_what_it_was():
     means = np.array([x[codes == s].mean(axis=0) for s in (0, 1)])
     bridges = AffineBridge(scale, shift + means.mean(axis=0) - means)
     rng = np.random.default_rng(0)
-    alpha = reliability(before, codes, share, bridges, x.mean(axis=0), 2, rng)
+    alpha = reliability(
+        before, codes, share, bridges=bridges, center=x.mean(axis=0), n_components=2, rng=rng
+    )
     assert_allclose(alpha, plain, atol=1e-5)
 
 

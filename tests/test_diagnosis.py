@@ -25,7 +25,7 @@ def test_a_shift_of_all_cells_alike_changes_no_structure():
     rng = np.random.default_rng(0)
     x, codes = rng.normal(size=(90, 4)), np.arange(90) % 3
     shift = 5 * rng.normal(size=(3, 4))
-    assert_allclose(structure_removed(x, x + shift[codes], codes, 3), 0, atol=1e-12)
+    assert_allclose(structure_removed(x, x + shift[codes], codes, n_samples=3), 0, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -33,12 +33,14 @@ def test_a_shift_of_all_cells_alike_changes_no_structure():
 def test_shrinking_a_sample_removes_the_square_of_what_it_loses(scale, seed):
     x = np.random.default_rng(seed).normal(size=(40, 3))
     codes = np.zeros(40, dtype=int)
-    assert_allclose(structure_removed(x, scale * x, codes, 1), [(1 - scale) ** 2], atol=1e-12)
+    assert_allclose(
+        structure_removed(x, scale * x, codes, n_samples=1), [(1 - scale) ** 2], atol=1e-12
+    )
 
 
 def test_a_single_cell_has_no_structure():
     x = np.ones((3, 2))
-    assert_allclose(structure_removed(x, 2 * x, np.array([0, 1, 2]), 4), 0)
+    assert_allclose(structure_removed(x, 2 * x, np.array([0, 1, 2]), n_samples=4), 0)
 
 
 # States for itself

@@ -43,6 +43,36 @@ def test_functions_are_short(path):
     assert not long
 
 
+#: Formulas of two pairs, Typer's tables of options, what is made of pairs of one kind.
+BY_POSITION = {
+    "renorm_terms",
+    "clip_terms",
+    "by_group",
+    "integrate",
+    "map_query",
+    "effects",
+    "write",
+    "write_fit",
+    "__init__",
+    "_new_network",
+    "state_shifts",
+    "shifts_onto",
+    "_scatter",
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_at_most_three_arguments_have_no_name_where_they_are_given(path):
+    if path.is_relative_to(PACKAGE / "nn"):
+        pytest.skip("torch's signatures, and autograd's")
+    many = {
+        f.name
+        for f in functions(path)
+        if sum(a.arg not in ("self", "cls") for a in f.args.posonlyargs + f.args.args) > 3
+    }
+    assert many <= BY_POSITION
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_and_their_functions_say_what_they_are_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

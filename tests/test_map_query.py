@@ -431,7 +431,9 @@ def mapped_with(model, query, **removal):
     mapper = replace(model.mapper_, removal=Removal(**removal))
     genes = match_genes(query, model.genes_, model.population_.variable)
     nothing = np.zeros((query.n_obs, 0))
-    return mapper.map(query.X, genes, one_sample(query), nothing, np.random.default_rng(0))
+    return mapper.map(
+        query.X, genes, one_sample(query), covariates=nothing, rng=np.random.default_rng(0)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ def problem(seed=0, n_cells=60, n_genes=12, n_samples=3):
 
 
 def fit(x, codes, bridges, center, n_components=4, seed=0):
-    return Projection.fit(x, codes, bridges, center, n_components, np.random.default_rng(seed))
+    return Projection.fit(
+        x, codes, bridges, center=center, n_components=n_components, rng=np.random.default_rng(seed)
+    )
 
 
 def same_up_to_sign(found, expected, **tolerance):

@@ -21,7 +21,7 @@ def fitted(x, codes, options=QUICK, *, seed=0, **network_options):
     network, _, _ = started(x, codes, **network_options)
     rng = np.random.default_rng(seed)
     cells = split(len(codes), options.held_out, rng)
-    return network, train(network, x, codes, cells, options, rng), cells
+    return network, train(network, x, codes, cells=cells, options=options, rng=rng), cells
 
 
 def error(network, x, codes, cells):
@@ -140,7 +140,7 @@ def test_dense_and_sparse_train_alike(data):
     network, _, _ = started(x, codes)
     rng = np.random.default_rng(0)
     cells = split(len(codes), QUICK.held_out, rng)
-    train(network, x.toarray(), codes, cells, QUICK, rng)
+    train(network, x.toarray(), codes, cells=cells, options=QUICK, rng=rng)
     assert same_state(state(sparse), state(network))
 
 

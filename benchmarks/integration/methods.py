@@ -7,7 +7,6 @@ nothing else.  What it may read of `adata` is told in data.py; it may change `ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
@@ -178,7 +177,11 @@ def bioren_states(adata, seed):
 
 def bioren_without_denoising(adata, seed):
     """Return the embedding with each cell where it was measured."""
-    with patch("bioren.model.fitting.reliability", lambda *of: np.ones(of[5])):
+
+    def nothing_is_noise(*_, n_components, **__):
+        return np.ones(n_components)
+
+    with patch("bioren.model.fitting.reliability", nothing_is_noise):
         return bioren(adata, seed)
 
 
@@ -192,7 +195,10 @@ def bioren_without_standardization(adata, seed):
     """Return the embedding where plain moments are matched, whatever the samples' composition."""
     from bioren.effects.alignment import align
 
-    with patch("bioren.model.fitting.align", partial(align, iterations=0)):
+    def plain(*given, **options):
+        return align(*given, **options | {"iterations": 0})
+
+    with patch("bioren.model.fitting.align", plain):
         return bioren(adata, seed)
 
 

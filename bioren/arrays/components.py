@@ -47,6 +47,7 @@ class Projection:
         x: Any,
         codes: np.ndarray,
         bridges: AffineBridge,
+        *,
         center: np.ndarray,
         n_components: int,
         rng: np.random.Generator,
@@ -76,7 +77,7 @@ class Projection:
         cells = np.arange(x.shape[0])
         if len(cells) > MAX_CELLS:
             cells = np.sort(rng.choice(cells, MAX_CELLS, replace=False))
-        operator = _centered(gather_rows(x, cells), codes[cells], bridges, center)
+        operator = _centered(gather_rows(x, cells), codes[cells], bridges, center=center)
         most = min(operator.shape) - 1
         n_components = min(n_components, most)
         if n_components < 1:
@@ -98,13 +99,13 @@ class Projection:
         """Return the embedding of all rows of `x`, shape ``(cells, components)``, float32."""
         out = np.empty((x.shape[0], self.loadings.shape[1]), dtype=np.float32)
         for rows, block in row_blocks(x):
-            operator = _centered(block, codes[rows], bridges, self.center)
+            operator = _centered(block, codes[rows], bridges, center=self.center)
             out[rows] = operator.matmat(self.loadings)
         return out
 
 
 def _centered(
-    block: Block, codes: np.ndarray, bridges: AffineBridge, center: np.ndarray
+    block: Block, codes: np.ndarray, bridges: AffineBridge, *, center: np.ndarray
 ) -> LinearOperator:
     """Return ``scale[codes] * block + shift[codes] - center`` as an operator."""
     scaled = scale_rows(block, bridges.scale, codes)

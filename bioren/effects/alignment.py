@@ -163,7 +163,9 @@ def align(
 
     def find_states(bridges: AffineBridge) -> np.ndarray:
         center = alignment.reference.mean[genes]
-        projection = Projection.fit(seen, codes[sketch], bridges, center, n_components, rng)
+        projection = Projection.fit(
+            seen, codes[sketch], bridges, center=center, n_components=n_components, rng=rng
+        )
         z = projection.apply(some, codes, bridges)
         states = ConditionalBridge.fit(
             z[sketch],

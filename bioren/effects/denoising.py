@@ -45,7 +45,7 @@ class Denoiser:
 
     @classmethod
     def fit(
-        cls, z: np.ndarray, share: np.ndarray, specific: np.ndarray, reliability: np.ndarray
+        cls, z: np.ndarray, share: np.ndarray, specific: np.ndarray, *, reliability: np.ndarray
     ) -> Self:
         """Find the states' centroids.
 
@@ -77,6 +77,7 @@ def reliability(
     x: Block,
     codes: np.ndarray,
     share: np.ndarray,
+    *,
     bridges: AffineBridge,
     center: np.ndarray,
     n_components: int,
@@ -117,7 +118,9 @@ def reliability(
         return np.ones(n_components)
     found = []
     for fitted, judged in ((first, second), (second, first)):
-        parts = Projection.fit(x[fitted], codes[fitted], bridges, center, n_components, rng)
+        parts = Projection.fit(
+            x[fitted], codes[fitted], bridges, center=center, n_components=n_components, rng=rng
+        )
         z = parts.apply(x[judged], codes[judged], bridges)
         genes = _variance_within(x[judged], codes[judged], share[judged], scale=bridges.scale)
         scores = _variance_within(z, codes[judged], share[judged])

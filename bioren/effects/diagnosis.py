@@ -101,7 +101,7 @@ def sample_specific(count: np.ndarray, inlier_weight: np.ndarray) -> np.ndarray:
 
 
 def structure_removed(
-    before: np.ndarray, after: np.ndarray, codes: np.ndarray, n_samples: int
+    before: np.ndarray, after: np.ndarray, codes: np.ndarray, *, n_samples: int
 ) -> np.ndarray:
     """Return how much of each sample's own structure a correction changed.
 

@@ -316,7 +316,9 @@ class RenormAutoencoder:
         check_log_scale(values)
         check_same_sum(x, population.target_sum)
         covariates = read_covariates(adata, fitted.columns.covariates)
-        return fitted.mapper.map(x, genes, batches, covariates, np.random.default_rng(0))
+        return fitted.mapper.map(
+            x, genes, batches, covariates=covariates, rng=np.random.default_rng(0)
+        )
 
     def add(
         self,

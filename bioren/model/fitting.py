@@ -80,7 +80,9 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
     warn_isolated(design.batches.names, alignment)
 
     network, history = _train(study, variable, alignment, settings=settings, rng=rng)
-    states, placement = _place(study, variable, facts, alignment, network, settings, rng)
+    states, placement = _place(
+        study, variable, facts, alignment=alignment, network=network, settings=settings, rng=rng
+    )
     denoiser = _denoiser(placement, alignment, rng)
     loadings, placed = _components(network), placement.placed
     population = _population(study, alignment, loadings, share=placed.share)
@@ -102,8 +104,8 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
         population,
         network,
         states,
-        denoiser,
-        removal,
+        denoiser=denoiser,
+        removal=removal,
         cells=(variable, facts, placed.share, placed.full, placed.full - placed.specific),
         rng=rng,
     )
@@ -141,7 +143,9 @@ def align_study(
         variable = None if variable is None else variable[design.controls]
     if design.population is not None:
         of_population = design.population.columns_of(genes)
-        return design.population.align(x, facts.codes, design.n_samples, of_population, removal)
+        return design.population.align(
+            x, facts.codes, design.n_samples, columns=of_population, removal=removal
+        )
     return align(
         x,
         facts,
@@ -181,6 +185,7 @@ def _place(
     study: Study,
     variable: Block,
     facts: CellFacts,
+    *,
     alignment: Alignment,
     network: BridgeNetwork,
     settings: Settings,
@@ -202,12 +207,12 @@ def _denoiser(placement: Placement, alignment: Alignment, rng: np.random.Generat
         variable,
         codes,
         placed.share,
-        of_variable.full,
-        of_variable.reference.mean,
-        placed.full.shape[1],
-        rng,
+        bridges=of_variable.full,
+        center=of_variable.reference.mean,
+        n_components=placed.full.shape[1],
+        rng=rng,
     )
-    return Denoiser.fit(placed.full, placed.share, placed.specific, reliable)
+    return Denoiser.fit(placed.full, placed.share, placed.specific, reliability=reliable)
 
 
 def _find_states(
@@ -277,7 +282,7 @@ def _diagnose(
         overlap=alignment.overlap,
         unmatched=unmatched(count),
         sample_specific=sample_specific(count, states.inlier_weight),
-        structure_removed=structure_removed(before, after, codes, n_samples),
+        structure_removed=structure_removed(before, after, codes, n_samples=n_samples),
     )
 
 

@@ -131,7 +131,9 @@ def fit_network(
     bridges = AffineBridge.between(samples, reference)
 
     def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
-        found = Projection.fit(x[rows], codes[rows], bridges, reference.mean, most, rng)
+        found = Projection.fit(
+            x[rows], codes[rows], bridges, center=reference.mean, n_components=most, rng=rng
+        )
         return found.loadings
 
     training, held_out = split(len(codes), options.held_out, rng)
@@ -140,7 +142,7 @@ def fit_network(
         torch.manual_seed(int(rng.integers(2**31)))
         network = BridgeNetwork(len(start), len(samples.count), start.shape[1], n_hidden)
     network.start_from(samples, reference, start, in_reference=in_reference)
-    history = train(network, x, codes, (training, held_out), options, rng)
+    history = train(network, x, codes, cells=(training, held_out), options=options, rng=rng)
     if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
         # Training does not help here, so that no cell need be held out of the components.
         everything = components(slice(None), start.shape[1])
@@ -159,6 +161,7 @@ def train(
     network: BridgeNetwork,
     x: Block,
     codes: np.ndarray,
+    *,
     cells: tuple[np.ndarray, np.ndarray],
     options: TrainingOptions,
     rng: np.random.Generator,

@@ -358,7 +358,7 @@ def before_after(
         axes, (before, after), coordinates, ("before", "after"), strict=True
     ):
         name = basis.removeprefix("X_")
-        _scatter(panel, place[order], values, order, size)
+        _scatter(panel, place[order], values, order=order, size=size)
         panel.set_title(title, loc="left")
         panel.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
     _explain_colors(axes[1], values)
@@ -455,7 +455,7 @@ def _colors(adata: AnnData, key: BatchKey) -> pd.Series:
     return column
 
 
-def _scatter(ax: Axes, z: np.ndarray, values: pd.Series, order: np.ndarray, size: float) -> None:
+def _scatter(ax: Axes, z: np.ndarray, values: pd.Series, *, order: np.ndarray, size: float) -> None:
     if values.dtype == float:
         shown = values.to_numpy()[order]
         ax.scatter(z[:, 0], z[:, 1], c=shown, cmap="cividis", s=size, linewidths=0, rasterized=True)

@@ -103,6 +103,7 @@ def distances(
     x: Block,
     bridge: AffineBridge,
     z: np.ndarray,
+    *,
     frame: Frame,
     near: sparse.csr_matrix,
     among: Sequence[np.ndarray | None],
@@ -202,7 +203,7 @@ def calibrate(
                 left.append(states)
         bridge = mapped.alignment.full
         near = averaging(some, bridge, frame, rng=rng)
-        found = distances(some, bridge, mapped.bridged, frame, near, left)
+        found = distances(some, bridge, mapped.bridged, frame=frame, near=near, among=left)
         pairs += list(zip(found, withheld, strict=True))
     return _fitted(pairs)._replace(single=len(samples) == 1)
 
@@ -252,7 +253,9 @@ def averaging(
         return sparse.identity(n, format="csr")
     center = frame.profile.whole().mean
     some = np.sort(rng.permutation(n)[:SKETCH])
-    components = Projection.fit(x[some], one[some], bridge, center, COMPONENTS, rng)
+    components = Projection.fit(
+        x[some], one[some], bridge, center=center, n_components=COMPONENTS, rng=rng
+    )
     own = components.apply(x, one, bridge)
     found = NearestNeighbors(n_neighbors=n_near).fit(own[pool])
     near = pool[found.kneighbors(own, return_distance=False)]

@@ -137,9 +137,9 @@ class Mapper:
         population: Population,
         network: BridgeNetwork,
         states: ConditionalBridge,
+        *,
         denoiser: Denoiser,
         removal: Removal,
-        *,
         cells: tuple[Block, CellFacts, np.ndarray, np.ndarray, np.ndarray],
         rng: np.random.Generator,
     ) -> Self:
@@ -204,6 +204,7 @@ class Mapper:
         x: Any,
         genes: MatchedGenes,
         batches: Batches,
+        *,
         covariates: np.ndarray,
         rng: np.random.Generator,
     ) -> Mapped:
@@ -360,7 +361,9 @@ class Mapper:
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= FEWEST_TO_JUDGE:
             near = averaging(some, of_some.full, of_variable, rng=rng)
-            far = distances(some, of_some.full, mapped.bridged, of_variable, near, [None])[0]
+            far = distances(
+                some, of_some.full, mapped.bridged, frame=of_variable, near=near, among=[None]
+            )[0]
             score = self.confidence.score(far)
         return embedding, corrected, score, alignment, mapped.by_state
 

@@ -188,7 +188,7 @@ class Population:
         return columns
 
     def align(
-        self, x: Any, codes: np.ndarray, n_samples: int, columns: np.ndarray, removal: Removal
+        self, x: Any, codes: np.ndarray, n_samples: int, *, columns: np.ndarray, removal: Removal
     ) -> Alignment:
         """Find the bridge of samples to this population, each by itself.
 
