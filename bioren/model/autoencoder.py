@@ -67,22 +67,8 @@ class RenormAutoencoder:
     Attributes
     ----------
     fitted_
-        All that the fit knows, `bioren.model.fitted.Fitted`; the following are parts of it.
-    alignment_
-        Effects and bridges, `bioren.effects.alignment.Alignment`; axes samples and genes.
-    samples_, genes_
-        Names along these axes.
-    variable_genes_
-        Genes that the network sees.
-    diagnosis_
-        Signs of over-correction by sample, `bioren.effects.diagnosis.Diagnosis`.
-    reliability_
-        Share of each dimension's variance within states that is not noise, ``(n_latent,)``.
-    mapper_
-        What maps other samples onto these, `bioren.reference.mapper.Mapper`; holds the reference
-        population, see `population_`.
-    history_
-        Reconstruction error by epoch: columns ``epoch``, ``training``, ``held_out``.
+        All that the fit knows, `bioren.model.fitted.Fitted`; the other names that end in ``_`` are
+        parts of it.
 
     Examples
     --------
