@@ -101,7 +101,7 @@ def renormalize(
     else:
         input, moments = moments_of(input, weights)
         if weights is not None and tracker is not None:
-            moments = _met_by_nothing(moments, tracker)
+            moments = _running_where_empty(moments, tracker)
         terms = None if tracker is None else applied_terms(tracker, moments, learned)
     return normalize(input, moments, weight, bias, terms, eps, weights=weights, averages=averages)
 
@@ -114,7 +114,7 @@ def applied_terms(
     return (r, d) if learned is None else mixed_terms(r, d, learned)
 
 
-def _met_by_nothing(moments: ChannelMoments, tracker: Tracker) -> ChannelMoments:
+def _running_where_empty(moments: ChannelMoments, tracker: Tracker) -> ChannelMoments:
     """Return the running statistics in the place of moments of which no value counts."""
     number = moments.number
     if not isinstance(number, Tensor) and number > 0:
