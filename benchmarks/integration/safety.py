@@ -198,7 +198,7 @@ def unseen_genes():
         seen, unseen = adata[cells][:, ~apart].copy(), adata.X[cells][:, apart].toarray()
         sc.pp.pca(seen, n_comps=50)
         batch = seen.obs["batch"].to_numpy(dtype=str)
-        for method in ("pca", "harmony", "bioren", "bioren, true places", "bioren, no denoising"):
+        for method in ("pca", "harmony", "bioren", "bioren, no denoising"):
             told = told_by_others(METHODS[method].run(seen.copy(), 0), batch, unseen)
             question = f"unseen genes: share told by 15 neighbours of other samples, {name}"
             yield question, method, told
