@@ -1,6 +1,8 @@
 """The house rules: where files lie, how long functions are, what is read how often."""
 
 import ast
+import pkgutil
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -76,6 +78,30 @@ def test_at_most_three_arguments_have_no_name_where_they_are_given(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_and_their_functions_say_what_they_are_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [
+    *MODULES,
+    *(path for path in sorted(ROOT.glob("*.md")) if path.name != "CHANGELOG.md"),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("tutorials/*.ipynb")),
+]
+
+
+def resolves(name):
+    """Return whether a dotted name leads to a module, a class, a function or an attribute."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_names_that_are_written_lead_somewhere(path):
+    written = set(re.findall(r"\bbioren(?:\.[A-Za-z]\w*)+", path.read_text(encoding="utf-8")))
+    assert not {name for name in written if not resolves(name)}
 
 
 class Spied(pd.DataFrame):
