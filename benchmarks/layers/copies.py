@@ -1,8 +1,10 @@
 """Several copies of one small network, one per seed, trained side by side.
 
 The copies lie in the channels: convolutions have one group per copy, and normalisation works per
-channel anyway.  Nothing passes from one copy to another, the loss is the sum over the copies and
-Adam works value by value, so that each copy trains as it would alone, at a fraction of the time.
+channel anyway.  While all values are finite nothing passes from one copy to another, the loss is
+the sum over the copies and Adam works value by value, so that each copy trains as it would alone,
+at a fraction of the time.  Trainings that are expected to diverge run alone: running statistics
+pass over a minibatch in which any value is not finite.
 """
 
 from __future__ import annotations

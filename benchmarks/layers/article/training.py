@@ -80,43 +80,56 @@ def micro_batches(labels: np.ndarray, size: int, one_class: bool, rng) -> np.nda
 
 
 def trained(name: str, panel: str, seeds: int, steps: int) -> dict:
-    """Train one network per seed; losses, (looks, seeds), in training and in evaluation."""
+    """Train one network per seed; losses, (looks, seeds), in training and in evaluation.
+
+    One after the other, not side by side in the channels of one network (copies.py): a layer's
+    statistics pass over a minibatch with values that are not finite, so that one copy that
+    diverges would stop the statistics of all.
+    """
+    runs = [trained_alone(name, panel, seed, steps) for seed in range(seeds)]
+    return {
+        "step": runs[0]["step"],
+        **{key: np.hstack([run[key] for run in runs]) for key in ("train", "test", "accuracy")},
+    }
+
+
+def trained_alone(name: str, panel: str, seed: int, steps: int) -> dict:
+    """Train the network of one seed; losses, (looks, 1), in training and in evaluation."""
     size, one_class, far, rate = PANELS[panel]
-    rng = set_up(0)
+    rng = set_up(seed)
     images, labels = digits()
     images = images * 50 + 200 if far else images
-    order = np.stack([np.random.default_rng(s).permutation(len(labels)) for s in range(seeds)])
-    test, train = order[:, :TEST], order[:, TEST:]
+    order = rng.permutation(len(labels))
+    test, train = order[:TEST], order[TEST:]
     schedule = limits_of(name, steps * IMAGES // size)
     network = classifier(
-        seeds, lambda channels: BatchRenorm2d(channels, limits=schedule, initial="unit")
+        1, lambda channels: BatchRenorm2d(channels, limits=schedule, initial="unit")
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
     codes = labels.numpy()[train]
-    step_losses, looks = [], {"step": [], "test": []}
+    every = max(steps // 20, 1)
+    train_losses, looks, test_losses = [], [], []
     for step in range(1, steps + 1):
-        rows = np.stack([micro_batches(codes[s], size, one_class, rng) for s in range(seeds)])
-        total = 0
-        for micro in rows.transpose(1, 0, 2):
-            chosen = np.take_along_axis(train, micro, axis=1)
+        total = 0.0
+        for micro in micro_batches(codes, size, one_class, rng):
+            chosen = train[micro][None]
             batch = loss(network, images[chosen], labels[chosen])
             (batch.sum() * size / IMAGES).backward()
-            total = total + batch.detach().numpy() * size / IMAGES
-        step_losses.append(total)
+            total = total + batch.item() * size / IMAGES
+        train_losses.append(total)
         optimizer.step()
         optimizer.zero_grad()
-        if step % max(steps // 20, 1) == 0:
-            looks["step"].append(step)
+        if step % every == 0:
+            looks.append(step)
             with torch.no_grad():
-                looks["test"].append(loss(network.eval(), images[test], labels[test]).numpy())
+                test_losses.append(loss(network.eval(), images[test][None], labels[test][None]))
             network.train()
-    every = max(steps // 20, 1)
-    train_loss = np.array(step_losses)[: every * len(looks["step"])]
+    mean_losses = np.array(train_losses)[: every * len(looks)].reshape(-1, every).mean(axis=1)
     return {
-        "step": np.array(looks["step"]),
-        "train": finite(train_loss.reshape(-1, every, seeds).mean(axis=1)),
-        "test": finite(np.array(looks["test"])),
-        "accuracy": accuracy(network, images[test], labels[test]) * 100,
+        "step": np.array(looks),
+        "train": finite(mean_losses)[:, None],
+        "test": finite(torch.stack(test_losses).numpy()),
+        "accuracy": accuracy(network, images[test][None], labels[test][None]) * 100,
     }
 
 
