@@ -201,25 +201,17 @@ class Fitted:
 
     def apply(self, placement: Placement, *, decoded: bool = False) -> Results:
         """Return all that follows for placed cells; decoded expression if it is asked for."""
+        denoised = self._denoised(placement)
         return Results(
-            self.embedding(placement),
+            self._embedding(placement, denoised),
             self.corrected(placement),
-            self.decoded(placement) if decoded else None,
+            decode(self.network, denoised) if decoded else None,
             placement.placed.share,
         )
 
     def embedding(self, placement: Placement) -> np.ndarray:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
-        placed = placement.placed
-        z: np.ndarray = (
-            self.denoiser.denoised(placed.full, placed.share, placed.specific) + placed.kept
-        )
-        of_variable = self.samples().alignment.of_genes(self.population.variable)
-        loadings = self.population.components
-        z += embedding_of_retained(
-            placement.variable, placement.codes, of_variable, loadings=loadings
-        )
-        return z
+        return self._embedding(placement, self._denoised(placement))
 
     def corrected(self, placement: Placement) -> np.ndarray:
         """Return expression on the reference's scale, of the genes of the placed cells."""
@@ -236,9 +228,21 @@ class Fitted:
 
     def decoded(self, placement: Placement) -> np.ndarray:
         """Return denoised expression of the variable genes, as if measured in the reference."""
+        return decode(self.network, self._denoised(placement))
+
+    def _denoised(self, placement: Placement) -> np.ndarray:
         placed = placement.placed
-        z = self.denoiser.denoised(placed.full, placed.share, placed.specific)
-        return decode(self.network, z)
+        return self.denoiser.denoised(placed.full, placed.share, placed.specific)
+
+    def _embedding(self, placement: Placement, denoised: np.ndarray) -> np.ndarray:
+        """Return denoised coordinates with what is retained of the samples' differences."""
+        z: np.ndarray = denoised + placement.placed.kept
+        of_variable = self.samples().alignment.of_genes(self.population.variable)
+        loadings = self.population.components
+        z += embedding_of_retained(
+            placement.variable, placement.codes, of_variable, loadings=loadings
+        )
+        return z
 
 
 def network_facts(x: Block, facts: CellFacts) -> CellFacts:

@@ -79,11 +79,12 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
     alignment = align_study(study, facts, removal, rng=rng, variable=variable)
     warn_isolated(design.batches.names, alignment)
 
-    network, history = _train(study, variable, alignment, settings=settings, rng=rng)
+    of_variable = alignment.of_genes(cells.variable)
+    network, history = _train(study, variable, of_variable, settings=settings, rng=rng)
     states, placement = _place(
-        study, variable, facts, alignment=alignment, network=network, settings=settings, rng=rng
+        study, variable, facts, of_variable=of_variable, network=network, settings=settings, rng=rng
     )
-    denoiser = _denoiser(placement, alignment, rng)
+    denoiser = _denoiser(placement, of_variable, rng)
     loadings, placed = _components(network), placement.placed
     population = _population(study, alignment, loadings, share=placed.share)
     own = OwnSamples(
@@ -96,7 +97,7 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
             inlier_weight=states.inlier_weight,
             in_reference=design.in_reference,
         ),
-        diagnosis=_diagnose(placement, alignment, states, loadings=loadings),
+        diagnosis=_diagnose(placement, of_variable, states, loadings=loadings),
         history=history,
     )
     warn_structure(own.names, own.diagnosis.structure_removed, np.bincount(facts.codes))
@@ -161,13 +162,12 @@ def align_study(
 def _train(
     study: Study,
     variable: Block,
-    alignment: Alignment,
+    of_variable: Alignment,
     *,
     settings: Settings,
     rng: np.random.Generator,
 ) -> tuple[BridgeNetwork, pd.DataFrame]:
     """Fit the network to bridged expression; return it and its errors by epoch."""
-    of_variable = alignment.of_genes(study.cells.variable)
     network, history = fit_network(
         variable,
         study.design.batches.codes,
@@ -186,23 +186,22 @@ def _place(
     variable: Block,
     facts: CellFacts,
     *,
-    alignment: Alignment,
+    of_variable: Alignment,
     network: BridgeNetwork,
     settings: Settings,
     rng: np.random.Generator,
 ) -> tuple[ConditionalBridge, Placement]:
     """Embed the cells, find states and shifts within the limits, and place the cells by them."""
     z = embed(network, variable, facts.codes)
-    of_variable, loadings = alignment.of_genes(study.cells.variable), _components(network)
+    loadings = _components(network)
     states = _find_states(study, z, facts, settings=settings, rng=rng).limited(
         lambda shifts: within_limits(shifts, of_variable, loadings, d_max=settings.removal.d_max)
     )
     return states, Placement(study.cells, variable, facts.codes, states.place(z, facts))
 
 
-def _denoiser(placement: Placement, alignment: Alignment, rng: np.random.Generator) -> Denoiser:
-    cells, variable, codes, placed = placement
-    of_variable = alignment.of_genes(cells.variable)
+def _denoiser(placement: Placement, of_variable: Alignment, rng: np.random.Generator) -> Denoiser:
+    _, variable, codes, placed = placement
     reliable = reliability(
         variable,
         codes,
@@ -266,11 +265,10 @@ def _population(
 
 
 def _diagnose(
-    placement: Placement, alignment: Alignment, states: ConditionalBridge, *, loadings: np.ndarray
+    placement: Placement, of_variable: Alignment, states: ConditionalBridge, *, loadings: np.ndarray
 ) -> Diagnosis:
     """Compare the cells' coordinates along the components before and after all bridges."""
-    cells, x, codes, placed = placement
-    of_variable = alignment.of_genes(cells.variable)
+    _, x, codes, placed = placement
     projection = Projection(of_variable.reference.mean, loadings)
     bridges = of_variable.bridges
     before = projection.apply(x, codes, AffineBridge.identity(*bridges.scale.shape))
@@ -278,8 +276,8 @@ def _diagnose(
     n_samples = len(bridges.scale)
     count = sample_sums(placed.share, codes, n_samples)
     return Diagnosis(
-        overlap_before=alignment.overlap_before,
-        overlap=alignment.overlap,
+        overlap_before=of_variable.overlap_before,
+        overlap=of_variable.overlap,
         unmatched=unmatched(count),
         sample_specific=sample_specific(count, states.inlier_weight),
         structure_removed=structure_removed(before, after, codes, n_samples=n_samples),

@@ -261,9 +261,7 @@ def normalize(
     scale, shift = affine(weight, bias, r, d)
     if weights is None:
         return batch_norm(input, scale, shift, eps)
-    std = (moments.var + eps).sqrt()
-    z = (input - of_channels(moments.mean, input)) / of_channels(std, input)
-    return scaled(z, scale, shift).to(input.dtype)
+    return _normalized_by(input, moments, scale, shift, eps)
 
 
 def batch_norm(
@@ -301,6 +299,15 @@ def scaled(input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     if shift is not None:
         input = input + of_channels(shift, input)
     return input.to(dtype)
+
+
+def _normalized_by(
+    input: Tensor, moments: ChannelMoments, scale: Tensor | None, shift: Tensor | None, eps: float
+) -> Tensor:
+    """Return `input` normalised by `moments`, scaled and shifted; autograd follows each step."""
+    std = (moments.var + eps).sqrt()
+    z = (input - of_channels(moments.mean, input)) / of_channels(std, input)
+    return scaled(z, scale, shift).to(input.dtype)
 
 
 def _native_moments(input: Tensor) -> ChannelMoments:
@@ -420,10 +427,7 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     scale, shift = affine(weight, bias, r, d)
     weights = None if share is None else ValueWeights.of(share, share.dtype)
     moments = channel_moments(input, weights)
-    z = (input - of_channels(moments.mean, input)) / of_channels(
-        (moments.var + ctx.eps).sqrt(), input
-    )
-    y = scaled(z, scale, shift).to(input.dtype)
+    y = _normalized_by(input, moments, scale, shift, ctx.eps)
     found = torch.autograd.grad(y, list(leaves.values()), dy, create_graph=True)
     gradients = dict(zip(leaves, found, strict=True))
     return *(gradients.get(at) for at in range(5)), *[None] * 5
