@@ -27,11 +27,10 @@ from bioren.adata.reference import Reference, reference_text
 from bioren.adata.study import read_design, read_study
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import MAX_REMOVED
-from bioren.effects.states import ConditionalBridge
 from bioren.files.atomic import check_target
 from bioren.model.autoencoder import RenormAutoencoder, load
 from bioren.model.fitted import Fitted, Results
-from bioren.model.fitting import check_settings
+from bioren.model.fitting import check_settings, find_states
 from bioren.network.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -277,15 +276,7 @@ def integrate_embedding(
     if design.population is not None:
         raise ValueError(_of_genes(use_rep))
     z = read_embedding(adata, use_rep)
-    compared = slice(None) if design.controls is None else design.controls
-    states = ConditionalBridge.fit(
-        z[compared],
-        design.facts.of(compared),
-        design.n_samples,
-        rng=np.random.default_rng(rng),
-        in_reference=design.in_reference,
-        strength=strength,
-    )
+    states = find_states(z, design.facts, design, strength=strength, rng=np.random.default_rng(rng))
     embedding = states.apply(z, design.facts)
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = embedding

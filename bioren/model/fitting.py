@@ -7,7 +7,7 @@ import pandas as pd
 
 from bioren._version import __version__
 from bioren.adata.matrix import FEWEST_DIMENSIONS, check_strength, check_varies, target_sum
-from bioren.adata.study import Study
+from bioren.adata.study import Design, Study
 from bioren.arrays.blocks import Block, gather_rows
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import sample_sums
@@ -31,7 +31,7 @@ from bioren.network.training import Epoch, embed, fit_network
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
 
-__all__ = ["align_study", "check_settings", "fit"]
+__all__ = ["align_study", "check_settings", "find_states", "fit"]
 
 #: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
 SHIFT_ENTRIES = 2**26
@@ -193,8 +193,13 @@ def _place(
 ) -> tuple[ConditionalBridge, Placement]:
     """Embed the cells, find states and shifts within the limits, and place the cells by them."""
     z = embed(network, variable, facts.codes)
-    loadings = _components(network)
-    states = _find_states(study, z, facts, settings=settings, rng=rng).limited(
+    design, loadings = study.design, _components(network)
+    # Fewer states where samples times genes are many.
+    most = SHIFT_ENTRIES // (design.n_samples * len(study.cells.genes))
+    n_states = max(1, min(default_n_states(len(z)), most))
+    states = find_states(
+        z, facts, design, n_states=n_states, strength=settings.strength, rng=rng
+    ).limited(
         lambda shifts: within_limits(shifts, of_variable, loadings, d_max=settings.removal.d_max)
     )
     return states, Placement(study.cells, variable, facts.codes, states.place(z, facts))
@@ -214,26 +219,41 @@ def _denoiser(placement: Placement, of_variable: Alignment, rng: np.random.Gener
     return Denoiser.fit(placed.full, placed.share, placed.specific, reliability=reliable)
 
 
-def _find_states(
-    study: Study,
+def find_states(
     z: np.ndarray,
     facts: CellFacts,
+    design: Design,
     *,
-    settings: Settings,
+    n_states: int | None = None,
+    strength: float,
     rng: np.random.Generator,
 ) -> ConditionalBridge:
-    """Find states and shifts in the embedding; fewer states where samples times genes are many."""
-    design = study.design
+    """Find states and shifts in an embedding, from the controls where there are some.
+
+    Parameters
+    ----------
+    z
+        The embedding, shape ``(cells, dims)``.
+    facts
+        What states may be found with.
+    design
+        What is known of the cells.
+    n_states
+        See `ConditionalBridge.fit`.
+    strength
+        Share of each shift that is removed.
+    rng
+        Source of randomness.
+    """
     compared = slice(None) if design.controls is None else design.controls
-    entries = design.n_samples * len(study.cells.genes)
     return ConditionalBridge.fit(
         z[compared],
         facts.of(compared),
         design.n_samples,
         rng=rng,
         in_reference=design.in_reference,
-        n_states=max(1, min(default_n_states(len(z)), SHIFT_ENTRIES // entries)),
-        strength=settings.strength,
+        n_states=n_states,
+        strength=strength,
     )
 
 
