@@ -89,25 +89,26 @@ class BackwardAverages(nn.Module):
 
     def replaced(
         self,
-        dscale: Tensor,
-        dshift: Tensor,
+        sums: tuple[Tensor, Tensor],
+        number: int,
+        *,
         weight: Tensor | None,
         r: Tensor | None,
         d: Tensor | None,
-        number: int,
     ) -> tuple[Tensor, Tensor]:
         """Return what the gradient of ``z * r + d`` owes to the moments, as slope and level in z.
 
         Parameters
         ----------
-        dscale, dshift
-            Sums over the minibatch of the output's gradient times z, and of it alone; shape
+        sums
+            Over the minibatch, of the output's gradient times z, and of it alone; shape
             ``(channels,)``.
-        weight, r, d
-            Of the layer; None stands for ones and zeros.
         number
             Values per channel.
+        weight, r, d
+            Of the layer; None stands for ones and zeros.
         """
+        dscale, dshift = sums
         by_d = dshift if weight is None else dshift * weight  # sum of g
         by_r = dscale if weight is None else dscale * weight  # sum of g z
         if r is None or d is None:

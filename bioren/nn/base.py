@@ -150,23 +150,25 @@ class RenormBase(_NormBase):
                 step.add_(1)
         else:
             before = readable(step)
-            momentum = momentum_at(before, self.momentum, self.initial == "debiased", mean.dtype)
+            momentum = momentum_at(
+                before, self.momentum, debiased=self.initial == "debiased", dtype=mean.dtype
+            )
             first = self.initial != "unit" and self.momentum != 0 and before == 0
             # The number decides what a minibatch weighs: only those that are let in count.
             counter = step if counts else None
         return Tracker(
             mean,
             var,
-            momentum,
-            self.eps,
-            r_max,
-            d_max,
-            mixing,
-            self.moving,
-            first,
-            counter,
-            self._recollection if may_run_again() else None,
-            self._observer,
+            momentum=momentum,
+            eps=self.eps,
+            r_max=r_max,
+            d_max=d_max,
+            mixing=mixing,
+            moving=self.moving,
+            first=first,
+            counter=counter,
+            recollection=self._recollection if may_run_again() else None,
+            observe=self._observer,
         )
 
     def _new_logit(self) -> nn.Parameter:
@@ -188,7 +190,7 @@ class RenormBase(_NormBase):
 
 
 def momentum_at(
-    before: int | Tensor, momentum: float | None, debiased: bool, dtype: torch.dtype
+    before: int | Tensor, momentum: float | None, *, debiased: bool, dtype: torch.dtype
 ) -> Bound:
     """Return the share of a minibatch in the average after `before` others, of `dtype`."""
     if isinstance(before, Tensor):

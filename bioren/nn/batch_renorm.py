@@ -20,8 +20,8 @@ from bioren.nn.base import (
     check_shape,
 )
 from bioren.nn.functional import evaluate, in_dtype, value_weights
-from bioren.nn.kernels import renormalize
 from bioren.nn.moments import ValueWeights, statistics_dtype
+from bioren.nn.renormalization import renormalize
 from bioren.nn.schedules import (
     Bound,
     BySamples,
@@ -158,7 +158,12 @@ class _BatchRenorm(RenormBase):
             raise ValueError("average_backward does not go with a mask; leave one of them out.")
         if not (self.training or self.running_mean is None):
             return evaluate(
-                input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                weight=self.weight,
+                bias=self.bias,
+                eps=self.eps,
             )
         weights = None if mask is None else value_weights(mask, input)
         tracker = learned = None
@@ -167,13 +172,17 @@ class _BatchRenorm(RenormBase):
             tracker = self._counted(input, mixing)
         dtype = statistics_dtype(input)
         weight, bias = in_dtype(self.weight, dtype), in_dtype(self.bias, dtype)
-        return self._normalize(input, weight, bias, tracker, weights, in_dtype(learned, dtype))
+        learned = in_dtype(learned, dtype)
+        return self._normalize(
+            input, weight, bias, tracker=tracker, weights=weights, learned=learned
+        )
 
     def _normalize(
         self,
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        *,
         tracker: Tracker | None,
         weights: ValueWeights | None,
         learned: Tensor | None,
@@ -182,8 +191,8 @@ class _BatchRenorm(RenormBase):
             input,
             weight,
             bias,
-            self.eps,
-            tracker,
+            eps=self.eps,
+            tracker=tracker,
             weights=weights,
             learned=learned,
             averages=self.backward_averages if self.training else None,

@@ -7,6 +7,7 @@ have one convention for the spread throughout: ``std = sqrt(var + eps)``, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,9 +23,9 @@ from bioren.nn.grouped import (
     spread,
     updated,
 )
-from bioren.nn.kernels import renormalize, renormalize_instances
 from bioren.nn.moments import ChannelMoments, ValueWeights, statistics_dtype
 from bioren.nn.recomputation import Recollection
+from bioren.nn.renormalization import renormalize, renormalize_instances
 from bioren.nn.schedules import ConstantLimits, check_choice, check_share
 from bioren.nn.tracking import Moving, Tracker
 
@@ -116,9 +117,9 @@ def batch_renorm(
     ----------
     Ioffe (2017), *Batch Renormalization*, arXiv:1702.03275, algorithm 1.
     """
-    check_channels(input, running_mean, running_var, training)
+    check_channels(input, running_mean, running_var, training=training)
     if not training:
-        return evaluate(input, running_mean, running_var, weight, bias, eps)
+        return evaluate(input, running_mean, running_var, weight=weight, bias=bias, eps=eps)
     check_share("mixing", mixing)
     check_share("momentum", momentum)
     check_choice("moving", moving, ("var", "std"))
@@ -128,14 +129,23 @@ def batch_renorm(
     tracker = None
     if running_mean is not None and running_var is not None:
         share = mixing if learned is None else 1.0
-        tracker = Tracker(running_mean, running_var, momentum, eps, r_max, d_max, share, moving)
+        tracker = Tracker(
+            running_mean,
+            running_var,
+            momentum=momentum,
+            eps=eps,
+            r_max=r_max,
+            d_max=d_max,
+            mixing=share,
+            moving=moving,
+        )
     dtype = statistics_dtype(input)
     return renormalize(
         input,
         in_dtype(weight, dtype),
         in_dtype(bias, dtype),
-        eps,
-        tracker,
+        eps=eps,
+        tracker=tracker,
         weights=None if mask is None else value_weights(mask, input),
         learned=in_dtype(learned, dtype),
     )
@@ -196,7 +206,9 @@ def instance_renorm(
         return running_mean.to(dtype), running_var.to(dtype)
 
     weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
-    return renormalize_instances(input, weight, bias, eps, target, mixing, gradient=not given)
+    return renormalize_instances(
+        input, weight, bias, eps=eps, target=target, mixing=mixing, gradient=not given
+    )
 
 
 def sample_renorm(
@@ -272,7 +284,7 @@ def sample_renorm(
         A sample lies outside the range.  Looked at on the CPU only, as looking would hold up a
         GPU, which raises its own error.
     """
-    check_cells(input, sample, *statistics.sample_mean.shape)
+    check_cells(input, sample, shape=statistics.sample_mean.shape)
     dtype = statistics_dtype(input)
     x = input.to(dtype)
     moving = statistics.to(dtype)
@@ -282,7 +294,7 @@ def sample_renorm(
         if known is None:
             with torch.no_grad():
                 moving = first_seen(moving, batch)
-                bridge = population_normalizer(moving, eps, max_kept, mixing)
+                bridge = population_normalizer(moving, eps, max_kept=max_kept, mixing=mixing)
                 statistics.assign(updated(moving, batch, momentum))
             bridge = Normalizer(*saved_for_backward(*bridge))
             if recollection is not None:
@@ -300,12 +312,19 @@ def sample_renorm(
             r, d = saved_for_backward(*clip_terms(r, d, r_max, d_max))
         bridge = Normalizer(mean_a, std_a, bridge.r * r, bridge.r * d + bridge.d)
     else:
-        bridge = population_normalizer(moving.with_unseen_as_population(), eps, max_kept, mixing)
-    return bridge.apply(x, sample, in_dtype(weight, dtype), in_dtype(bias, dtype)).to(input.dtype)
+        bridge = population_normalizer(
+            moving.with_unseen_as_population(), eps, max_kept=max_kept, mixing=mixing
+        )
+    weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
+    return bridge.apply(x, sample, weight=weight, bias=bias).to(input.dtype)
 
 
-def check_cells(input: Tensor, sample: Tensor, n_samples: int, n_features: int) -> None:
-    """Raise unless `input` is (cells, `n_features`) and `sample` one code for each cell."""
+def check_cells(input: Tensor, sample: Tensor, *, shape: Sequence[int]) -> None:
+    """Raise unless `input` is (cells, features) and `sample` one code for each cell.
+
+    `shape` is that of the layer, (samples, features).
+    """
+    n_samples, n_features = shape
     if input.dim() != 2 or input.shape[1] != n_features:
         msg = f"expected input of shape (cells, {n_features}), received {tuple(input.shape)}."
         raise ValueError(msg)
@@ -328,7 +347,7 @@ def check_cells(input: Tensor, sample: Tensor, n_samples: int, n_features: int) 
 
 
 def check_channels(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *, training: bool
 ) -> None:
     if input.dim() < 2:
         msg = (
@@ -353,6 +372,7 @@ def evaluate(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    *,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,

@@ -103,7 +103,7 @@ class Normalizer(NamedTuple):
     d: Tensor
 
     def apply(
-        self, x: Tensor, sample: Tensor, weight: Tensor | None, bias: Tensor | None
+        self, x: Tensor, sample: Tensor, *, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         """Return ``(r * z + d) * weight + bias`` of `x`, of shape (cells, features)."""
         scale, shift = self.r / self.std, self.d
@@ -115,7 +115,9 @@ class Normalizer(NamedTuple):
         centered = x - self.mean.index_select(0, sample)
         return torch.addcmul(shift.index_select(0, sample), centered, scale.index_select(0, sample))
 
-    def undo(self, y: Tensor, sample: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def undo(
+        self, y: Tensor, sample: Tensor, *, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         """Return the `x` of which `apply` makes `y`."""
         if bias is not None:
             y = y - bias
@@ -158,7 +160,7 @@ def spread(var: Tensor, eps: float) -> Tensor:
 
 @torch.no_grad()
 def population_normalizer(
-    statistics: SampleStatistics, eps: float, max_kept: tuple[float, float], mixing: float
+    statistics: SampleStatistics, eps: float, *, max_kept: tuple[float, float], mixing: float
 ) -> Normalizer:
     """Return the normalisation of each sample with what is kept of its bridge; no gradient."""
     std_s, std = comparable(spread(statistics.sample_var, eps), spread(statistics.running_var, eps))

@@ -11,8 +11,8 @@ from torch import Tensor
 from bioren.nn._torch import leaf_of
 from bioren.nn.base import SHAPES_2D, SHAPES_3D, Initial, RenormBase, check_shape
 from bioren.nn.functional import in_dtype, instance_renorm
-from bioren.nn.kernels import renormalize_instances
 from bioren.nn.moments import ChannelMoments, statistics_dtype
+from bioren.nn.renormalization import renormalize_instances
 from bioren.nn.schedules import Mixing, check_choice
 from bioren.nn.tracking import Moving, Tracker
 
@@ -84,9 +84,9 @@ class _InstanceRenorm(RenormBase):
             input,
             in_dtype(self.weight, dtype),
             in_dtype(self.bias, dtype),
-            self.eps,
-            partial(self._met, tracker),
-            share,
+            eps=self.eps,
+            target=partial(self._met, tracker),
+            mixing=share,
             gradient=self.target == "batch",
         )
 

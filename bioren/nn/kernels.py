@@ -1,4 +1,4 @@
-"""One training step of renormalisation, with the kernels of torch's own batch normalisation.
+"""The kernels of torch's own batch normalisation, with r and d in weight and bias.
 
 With r and d held fixed, Batch Renormalization is batch normalisation with other parameters::
 
@@ -18,169 +18,26 @@ minibatch alone (`bioren.nn.averaging`), others take their place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bioren.bridge import mixed_terms, renorm_terms
 from bioren.nn._torch import is_readable, is_traced, native_kernels_serve
 from bioren.nn.averaging import BackwardAverages
 from bioren.nn.moments import (
     ChannelMoments,
     ValueWeights,
     channel_moments,
-    merged_moments,
     of_channels,
-    statistics_dtype,
     weighted_moments,
 )
 
-if TYPE_CHECKING:
-    from bioren.nn.tracking import Tracker
-
-__all__ = ["applied_terms", "moments_of", "normalize", "renormalize", "renormalize_instances"]
-
-Target = Callable[[ChannelMoments], tuple[Tensor, Tensor]]
-"""Turns the minibatch's moments into the mean and variance to bridge to, each ``(C,)``."""
+__all__ = ["affine", "batch_norm", "moments_of", "normalize"]
 
 SMALL = 2**15
 """Up to so many values it is quicker to let torch's compiled autograd read the moments once more
 than to enter Python in the backward pass."""
-
-
-def renormalize(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    tracker: Tracker | None,
-    *,
-    weights: ValueWeights | None = None,
-    learned: Tensor | None = None,
-    averages: BackwardAverages | None = None,
-) -> Tensor:
-    """Normalise by the minibatch, correct towards the running statistics and update these.
-
-    Parameters
-    ----------
-    input
-        Shape ``(N, C)`` or ``(N, C, *positions)``.
-    weight, bias
-        Shape ``(C,)``, in the dtype of the statistics; None stands for ones and zeros.
-    eps
-        Added to every variance.
-    tracker
-        Turns the minibatch's moments into (r, d); None for plain batch normalisation.
-    weights
-        How much each value counts in the moments.
-    learned
-        Share of (r, d) that is applied, with its gradient; shape ``(C,)``.
-    averages
-        What the means in the gradient are averaged with.
-    """
-    if input.numel() == 0:  # there is nothing to learn from, but other ranks wait for gradients
-        y = batch_norm(input, weight, bias, eps)
-        return y if learned is None else y + 0 * of_channels(learned, input).to(y.dtype)
-    plain = weights is None and averages is None
-    if plain and tracker is None:
-        return batch_norm(input, weight, bias, eps)
-    if plain and tracker is not None and learned is None and _is_batch_norm(input, tracker):
-        mean, var = tracker.running_mean.clone(), tracker.running_var.clone()
-        y = batch_norm(input, weight, bias, eps, mean, var, float(tracker.momentum))
-        tracker.assign(mean, var)
-        return y
-    met = None
-    if tracker is not None and weights is None and native_kernels_serve(input):
-        met = tracker.meet_values(input)
-    terms: tuple[Tensor, Tensor] | None
-    if met is not None:
-        moments, (r, d) = met
-        terms = (r, d) if learned is None else mixed_terms(r, d, learned)
-    else:
-        input, moments = moments_of(input, weights)
-        if weights is not None and tracker is not None:
-            moments = _running_where_empty(moments, tracker)
-        terms = None if tracker is None else applied_terms(tracker, moments, learned)
-    return normalize(input, moments, weight, bias, terms, eps, weights=weights, averages=averages)
-
-
-def applied_terms(
-    tracker: Tracker, moments: ChannelMoments, learned: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return what is applied of the (r, d) of a minibatch, and let it in."""
-    r, d = tracker.meet(moments)
-    return (r, d) if learned is None else mixed_terms(r, d, learned)
-
-
-def _running_where_empty(moments: ChannelMoments, tracker: Tracker) -> ChannelMoments:
-    """Return the running statistics in the place of moments of which no value counts."""
-    number = moments.number
-    if not isinstance(number, Tensor) and number > 0:
-        return moments
-    dtype = moments.mean.dtype
-    mean, var = tracker.running_mean.to(dtype), tracker.running_var.to(dtype)
-    if isinstance(number, Tensor):
-        mean = torch.where(number > 0, moments.mean, mean)
-        var = torch.where(number > 0, moments.var, var)
-    return moments._replace(mean=mean + 0, var=var + 0)  # copies: these move on
-
-
-def _is_batch_norm(input: Tensor, tracker: Tracker) -> bool:
-    """Return whether torch's own training step does what is asked for."""
-    return (
-        tracker.is_batch_norm
-        and native_kernels_serve(input)
-        and input.numel() > input.shape[1]  # it would take a single value's variance for NaN
-        and tracker.running_var.dtype == statistics_dtype(input)
-    )
-
-
-def renormalize_instances(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    target: Target,
-    mixing: float | Tensor,
-    *,
-    gradient: bool,
-) -> Tensor:
-    """Return ``(r**m * z + m * d) * weight + bias``, z normalised by instance and channel.
-
-    Parameters
-    ----------
-    input
-        Shape ``(N, C, *positions)``.
-    weight, bias
-        Shape ``(C,)``, in the dtype of the statistics; None stands for ones and zeros.
-    eps
-        Added to every variance.
-    target
-        The other end of the bridge.
-    mixing
-        Share m of the bridge that is applied, a number or a tensor that broadcasts to ``(C,)``.
-    gradient
-        Whether r and d have a gradient; else they are constants, as in Batch Renormalization.
-    """
-    n, channels = input.shape[:2]
-    if input.numel() == 0:
-        learned = mixing if isinstance(mixing, Tensor) else None
-        return renormalize(input, weight, bias, eps, None, learned=learned)
-    # Every instance's channel is a channel of one long row, so that torch's kernels serve.
-    row = input.reshape(1, n * channels, *input.shape[2:])
-    own = channel_moments(row) if gradient else moments_of(row)[1]
-    mean_i, var_i = own.mean.view(n, channels), own.var.view(n, channels)
-    batch = merged_moments(ChannelMoments(mean_i, var_i, own.number))
-    mean, var = target(batch)
-    r, d = renorm_terms(mean_i, (var_i + eps).sqrt(), mean, (var + eps).sqrt())
-    scale, shift = affine(weight, bias, *mixed_terms(r, d, mixing))
-    return normalize(row, own.detach(), _flat(scale), _flat(shift), None, eps).view_as(input)
-
-
-def _flat(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.reshape(-1)
 
 
 def moments_of(input: Tensor, weights: ValueWeights | None = None) -> tuple[Tensor, ChannelMoments]:
@@ -218,11 +75,11 @@ def moments_of(input: Tensor, weights: ValueWeights | None = None) -> tuple[Tens
 def normalize(
     input: Tensor,
     moments: ChannelMoments,
+    *,
     weight: Tensor | None,
     bias: Tensor | None,
-    terms: tuple[Tensor, Tensor] | None,
     eps: float,
-    *,
+    terms: tuple[Tensor, Tensor] | None = None,
     weights: ValueWeights | None = None,
     averages: BackwardAverages | None = None,
 ) -> Tensor:
@@ -236,10 +93,10 @@ def normalize(
         From `moments_of`.
     weight, bias
         Shape ``(C,)``, in the dtype of the statistics; None stands for ones and zeros.
-    terms
-        r and d, likewise; None stands for ones and zeros.
     eps
         Added to the variance.
+    terms
+        r and d, of shape ``(C,)`` too; None stands for ones and zeros.
     weights
         Those that `moments` were taken with.
     averages
@@ -260,24 +117,25 @@ def normalize(
         return y
     scale, shift = affine(weight, bias, r, d)
     if weights is None:
-        return batch_norm(input, scale, shift, eps)
-    return _normalized_by(input, moments, scale, shift, eps)
+        return batch_norm(input, scale, shift, eps=eps)
+    return _normalized_by(input, moments, scale=scale, shift=shift, eps=eps)
 
 
 def batch_norm(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    *,
     eps: float,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    momentum: float = 0.0,
+    moving: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
 ) -> Tensor:
-    """Normalise by the minibatch; torch's functional form would refuse a single row."""
+    """Normalise by the minibatch; torch's functional form would refuse a single row.
+
+    `moving` are running mean and variance, to be updated in place, and their momentum.
+    """
+    mean, var, momentum = moving
     cudnn = torch.backends.cudnn.enabled
-    return torch.batch_norm(
-        input, weight, bias, running_mean, running_var, True, momentum, eps, cudnn
-    )
+    return torch.batch_norm(input, weight, bias, mean, var, True, momentum, eps, cudnn)
 
 
 def affine(
@@ -302,7 +160,12 @@ def scaled(input: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 def _normalized_by(
-    input: Tensor, moments: ChannelMoments, scale: Tensor | None, shift: Tensor | None, eps: float
+    input: Tensor,
+    moments: ChannelMoments,
+    *,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
 ) -> Tensor:
     """Return `input` normalised by `moments`, scaled and shifted; autograd follows each step."""
     std = (moments.var + eps).sqrt()
@@ -341,63 +204,17 @@ class _Normalize(torch.autograd.Function):
         scale, shift = affine(weight, bias, r, d)
         ctx.eps, ctx.averages = eps, averages
         ctx.save_for_backward(input, weight, bias, r, d, mean, var, scale, share)
-        return _fixed(input, scale, shift, mean, var, eps)
+        return _by_fixed_moments(input, (mean, var), scale=scale, shift=shift, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy)
-        input, weight, _, r, d, mean, var, scale, share = ctx.saved_tensors
-        wants_input, wants_weight, wants_bias, wants_r, wants_d, *_ = ctx.needs_input_grad
-        invstd = (var + ctx.eps).rsqrt()
+        saved = ctx.saved_tensors  # read once: under checkpointing a second look would fail
+        _, weight, _, r, d, *_, share = saved
         plain = share is None and ctx.averages is None
-        if plain:
-            wants_sums = wants_weight or wants_bias or wants_r or wants_d
-            dx, dscale, dshift = _backward(
-                dy,
-                input,
-                scale,
-                None,
-                None,
-                mean,
-                invstd,
-                True,
-                ctx.eps,
-                [wants_input, wants_sums, wants_sums],
-            )
-        else:
-            # Two gradients are subtracted, which half precision would not survive.
-            values, g = input.to(mean.dtype), dy.to(mean.dtype)
-            # With moments that are none of the kernel's business it makes that of fixed ones.
-            dx, dscale, dshift = _backward(
-                g,
-                values,
-                mean.new_ones(len(mean)) if scale is None else scale,
-                mean,
-                var,
-                mean,
-                invstd,
-                False,
-                ctx.eps,
-                [wants_input, True, True],
-            )
-            if wants_input:
-                if ctx.averages is not None:
-                    number = input.numel() // len(mean)
-                    slope, level = ctx.averages.replaced(dscale, dshift, weight, r, d, number)
-                elif scale is not None:
-                    slope, level = dscale * scale, dshift * scale
-                else:
-                    slope, level = dscale, dshift
-                through = _fixed(values, slope * invstd, level * invstd, mean, var, ctx.eps)
-                if share is None:
-                    dx.sub_(through)
-                else:
-                    # What does not count may be so large that it is infinite now: of that, no
-                    # share at all would be NaN.
-                    most = torch.finfo(through.dtype).max
-                    dx.addcmul_(through.clamp_(-most, most), share, value=-1)
-                dx = dx.to(input.dtype)
+        dx, dscale, dshift = (_whole_gradients if plain else _gradients_in_parts)(ctx, saved, dy)
+        _, wants_weight, wants_bias, wants_r, wants_d, *_ = ctx.needs_input_grad
         dweight = dr = dd = None
         if wants_weight:
             # The shift holds the weight, too: it is d * weight + bias.
@@ -407,6 +224,52 @@ class _Normalize(torch.autograd.Function):
         if wants_d:
             dd = dshift if weight is None else dshift * weight
         return dx, dweight, dshift if wants_bias else None, dr, dd, *[None] * 5
+
+
+def _whole_gradients(ctx: Any, saved: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of input, scale and shift that torch's own kernel makes."""
+    input, _, _, _, _, mean, var, scale, _ = saved
+    wants_input, *wants_others = ctx.needs_input_grad[:5]
+    wanted = [wants_input, any(wants_others), any(wants_others)]
+    invstd = (var + ctx.eps).rsqrt()
+    dx, dscale, dshift = _backward(
+        dy, input, scale, None, None, mean, invstd, True, ctx.eps, wanted
+    )
+    return dx, dscale, dshift
+
+
+def _gradients_in_parts(ctx: Any, saved: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same, the input's as that of fixed moments less what goes through the moments."""
+    input, weight, _, r, d, mean, var, scale, share = saved
+    wants_input = ctx.needs_input_grad[0]
+    # Two gradients are subtracted, which half precision would not survive.
+    values, g = input.to(mean.dtype), dy.to(mean.dtype)
+    ones = mean.new_ones(len(mean)) if scale is None else scale
+    invstd = (var + ctx.eps).rsqrt()
+    # With moments that are none of the kernel's business it makes that of fixed ones.
+    dx, dscale, dshift = _backward(
+        g, values, ones, mean, var, mean, invstd, False, ctx.eps, [wants_input, True, True]
+    )
+    if not wants_input:
+        return dx, dscale, dshift
+    if ctx.averages is not None:
+        number = input.numel() // len(mean)
+        slope, level = ctx.averages.replaced((dscale, dshift), number, weight=weight, r=r, d=d)
+    elif scale is not None:
+        slope, level = dscale * scale, dshift * scale
+    else:
+        slope, level = dscale, dshift
+    through = _by_fixed_moments(
+        values, (mean, var), scale=slope * invstd, shift=level * invstd, eps=ctx.eps
+    )
+    if share is None:
+        dx.sub_(through)
+    else:
+        # What does not count may be so large that it is infinite now: of that, no share at all
+        # would be NaN.
+        most = torch.finfo(through.dtype).max
+        dx.addcmul_(through.clamp_(-most, most), share, value=-1)
+    return dx.to(input.dtype), dscale, dshift
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -427,20 +290,21 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     scale, shift = affine(weight, bias, r, d)
     weights = None if share is None else ValueWeights.of(share, share.dtype)
     moments = channel_moments(input, weights)
-    y = _normalized_by(input, moments, scale, shift, ctx.eps)
+    y = _normalized_by(input, moments, scale=scale, shift=shift, eps=ctx.eps)
     found = torch.autograd.grad(y, list(leaves.values()), dy, create_graph=True)
     gradients = dict(zip(leaves, found, strict=True))
     return *(gradients.get(at) for at in range(5)), *[None] * 5
 
 
-def _fixed(
+def _by_fixed_moments(
     input: Tensor,
+    moments: tuple[Tensor, Tensor],
+    *,
     scale: Tensor | None,
     shift: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
     eps: float,
 ) -> Tensor:
-    """Return `input` normalised by these moments, scaled and shifted, in one kernel."""
+    """Return `input` normalised by mean and variance, scaled and shifted, in one kernel."""
+    mean, var = moments
     y, _, _ = torch.native_batch_norm(input, scale, shift, mean, var, False, 0.0, eps)
     return y

@@ -105,7 +105,7 @@ class SampleRenorm1d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_options(num_samples, eps, momentum, max_kept, mixing)
+        _check_options(num_samples, eps, momentum, max_kept=max_kept, mixing=mixing)
         self.num_features = num_features
         self.num_samples = num_samples
         self.eps = eps
@@ -202,15 +202,15 @@ class SampleRenorm1d(nn.Module):
         ValueError
             A weight is 0, so that nothing leads back (looked at on the CPU only).
         """
-        check_cells(input, sample, self.num_samples, self.num_features)
+        check_cells(input, sample, shape=self.sample_mean.shape)
         weight = self.weight
         if weight is not None and weight.device.type == "cpu" and not weight.all():
             msg = f"{int((weight == 0).sum())} features have weight 0: nothing leads back."
             raise ValueError(msg)
         dtype = torch.promote_types(input.dtype, torch.float32)
         moving = self.statistics.to(dtype).with_unseen_as_population()
-        maps = population_normalizer(moving, self.eps, self.max_kept, self.mixing)
-        return maps.undo(input.to(dtype), sample, weight, self.bias).to(input.dtype)
+        maps = population_normalizer(moving, self.eps, max_kept=self.max_kept, mixing=self.mixing)
+        return maps.undo(input.to(dtype), sample, weight=weight, bias=self.bias).to(input.dtype)
 
     def bridge(self) -> AffineBridge:
         """Return the map of evaluation on the scale of the values, without weight and bias.
@@ -242,7 +242,7 @@ class SampleRenorm1d(nn.Module):
         sample
             Sample of each cell, shape ``(cells,)``, int64.
         """
-        check_cells(input, sample, self.num_samples, self.num_features)
+        check_cells(input, sample, shape=self.sample_mean.shape)
         bridge = self.bridge()
         carried: Tensor = AffineBridge(
             bridge.scale.index_select(0, sample), bridge.shift.index_select(0, sample)
@@ -331,6 +331,7 @@ def _check_options(
     num_samples: int,
     eps: float,
     momentum: float | None,
+    *,
     max_kept: tuple[float, float],
     mixing: float,
 ) -> None:

@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from bioren.bridge import renorm_terms
 from bioren.nn.batch_renorm import _BatchRenorm
-from bioren.nn.kernels import applied_terms, normalize
+from bioren.nn.kernels import normalize
 from bioren.nn.moments import ChannelMoments, ValueWeights, channel_moments, merged_moments
+from bioren.nn.renormalization import applied_terms
 from bioren.nn.tracking import Tracker
 
 __all__ = ["SyncBatchRenorm", "check_shareable"]
@@ -83,12 +84,15 @@ class SyncBatchRenorm(_BatchRenorm):
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        *,
         tracker: Tracker | None,
         weights: ValueWeights | None,
         learned: Tensor | None,
     ) -> Tensor:
         if not self._several_ranks():
-            return super()._normalize(input, weight, bias, tracker, weights, learned)
+            return super()._normalize(
+                input, weight, bias, tracker=tracker, weights=weights, learned=learned
+            )
         if weights is not None:
             # What does not count may be NaN, and 0 * NaN would reach every gradient.
             input = torch.where((weights.share > 0) | input.isfinite(), input, 0)
@@ -98,7 +102,9 @@ class SyncBatchRenorm(_BatchRenorm):
         if tracker is not None:
             r_applied, d_applied = applied_terms(tracker, batch, learned)
             r, d = r_applied * r, r_applied * d + d_applied
-        return normalize(input, local, weight, bias, (r, d), self.eps, weights=weights)
+        return normalize(
+            input, local, weight=weight, bias=bias, eps=self.eps, terms=(r, d), weights=weights
+        )
 
     def _std(self, moments: ChannelMoments) -> Tensor:
         return (moments.var + self.eps).sqrt()

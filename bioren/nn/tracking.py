@@ -26,7 +26,8 @@ from bioren.nn.schedules import Bound
 
 __all__ = ["Moving", "Observer", "Tracker"]
 
-Array = Any  # numpy.ndarray or torch.Tensor, never mixed
+Array = Tensor
+"""Or a NumPy array in its place, never mixed: the operators are the same."""
 Wanted = Callable[[ChannelMoments, Array, Array], tuple[Array, Array]]
 """What is asked of a minibatch that meets a running mean and variance."""
 Moving = Literal["var", "std"]
@@ -80,7 +81,7 @@ class Tracker:
     def is_batch_norm(self) -> bool:
         """Whether torch's own training step, statistics and all, does what is asked for."""
         closed = bool(self._has_numbers and self.r_max == 1 and self.d_max == 0)
-        return closed and self._is_plain and self.first is False
+        return closed and self.observe is None and self._averages_as_torch
 
     def meet(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
         """Return what is applied of (r, d) of `batch`, then let it into the running statistics."""
@@ -94,31 +95,23 @@ class Tracker:
 
         None if torch's kernel, which averages what it reads, does not do what is asked for.
         """
+        if not (self._averages_as_torch and self._has_precision_of(input) and _several_in(input)):
+            return None
         mean, var = self.running_mean, self.running_var
         number = input.numel() // input.shape[1]
-        if not (
-            number > 1  # it would take a single value's variance for NaN
-            and mean.is_cpu
-            and mean.dtype == var.dtype == statistics_dtype(input)
-            and self.moving == "var"
-            and self.first is False
-            and self.recollection is None
-            and self._has_numbers
-        ):
-            return None
-        before = mean.numpy().copy(), var.numpy().copy()
+        before = _in_numpy(mean).copy(), _in_numpy(var).copy()
         own_mean, own_var = torch.batch_norm_update_stats(
             input.detach(), mean, var, float(self.momentum)
         )
-        batch: Any = ChannelMoments(own_mean.numpy(), own_var.numpy(), number)  # type: ignore[arg-type]
-        after = mean.numpy(), var.numpy()
+        batch = ChannelMoments(_in_numpy(own_mean), _in_numpy(own_var), number)
+        after = _in_numpy(mean), _in_numpy(var)
         with np.errstate(all="ignore"):
             r, d = self._terms(batch, *before)
             if not _all_finite(*after):
                 after[0][...], after[1][...] = before
             elif self.counter is not None:
                 self.counter.add_(1)
-        terms = torch.from_numpy(r), torch.from_numpy(d)
+        terms = _in_torch(r), _in_torch(d)
         return ChannelMoments(own_mean, own_var, number), terms
 
     def population(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
@@ -131,15 +124,15 @@ class Tracker:
         What comes of an empty minibatch does not count.
         """
         if empty is False and is_readable(mean) and mean.dtype == self.running_mean.dtype:
-            arrays = (self.running_mean, self.running_var, mean, var)
+            running = _in_numpy(self.running_mean), _in_numpy(self.running_var)
             with np.errstate(all="ignore"):
-                self._assign_arrays(*(array.numpy() for array in arrays))
+                self._assign_arrays(running, (_in_numpy(mean), _in_numpy(var)))
             return
-        running = self.running_mean, self.running_var
-        new = mean.to(running[0].dtype), var.to(running[1].dtype)
+        tensors = self.running_mean, self.running_var
+        new = mean.to(tensors[0].dtype), var.to(tensors[1].dtype)
         # No value is looked at, for which a GPU would have to be waited for.
         finite = (new[0] + new[1]).sum().isfinite()
-        for old, value in zip(running, new, strict=True):
+        for old, value in zip(tensors, new, strict=True):
             # Like torch's own kernel not seen by autograd, so that graphs of evaluation stay valid.
             target = old if is_traced() else old.data
             target.copy_(torch.where(finite, value, old))
@@ -147,9 +140,18 @@ class Tracker:
             self.counter.add_(finite & (torch.as_tensor(empty, device=finite.device) == 0))
 
     @property
-    def _is_plain(self) -> bool:
-        """Whether variances are averaged, and nobody else is told."""
-        return self.observe is None and self.recollection is None and self.moving == "var"
+    def _averages_as_torch(self) -> bool:
+        """Whether torch's kernels would update the running statistics likewise."""
+        return self._averages_once and self.first is False and self._has_numbers
+
+    @property
+    def _averages_once(self) -> bool:
+        """Whether variances are averaged, and no pass is run again."""
+        return self.moving == "var" and self.recollection is None
+
+    def _has_precision_of(self, input: Tensor) -> bool:
+        mean, var = self.running_mean, self.running_var
+        return mean.is_cpu and mean.dtype == var.dtype == statistics_dtype(input)
 
     @property
     def _has_numbers(self) -> bool:
@@ -186,35 +188,28 @@ class Tracker:
         )
 
     def _step_in_numpy(self, batch: ChannelMoments, wanted: Wanted) -> tuple[Tensor, Tensor]:
-        arrays: Any = ChannelMoments(
-            batch.mean.numpy(),  # type: ignore[arg-type]
-            batch.var.numpy(),  # type: ignore[arg-type]
-            *batch[2:],
-        )
-        running_mean, running_var = self.running_mean.numpy(), self.running_var.numpy()
+        arrays = batch._replace(mean=_in_numpy(batch.mean), var=_in_numpy(batch.var))
+        running_mean, running_var = _in_numpy(self.running_mean), _in_numpy(self.running_var)
         with np.errstate(all="ignore"):
             mean, var = self._before(arrays, running_mean, running_var)
             first, second = wanted(arrays, mean, var)
             if batch.number > 0:
-                self._assign_arrays(running_mean, running_var, *self._after(arrays, mean, var))
-        return torch.from_numpy(first), torch.from_numpy(second)
+                self._assign_arrays((running_mean, running_var), self._after(arrays, mean, var))
+        return _in_torch(first), _in_torch(second)
 
     def _fits_one_kernel(self, batch: ChannelMoments) -> bool:
         """Return whether all that is asked for is what the kernel for GPUs does."""
-        if not (batch.mean.is_cuda and _HAS_TRITON and self._is_plain):
+        mean = batch.mean
+        if not (mean.is_cuda and _HAS_TRITON and self._averages_once and self.observe is None):
             return False
-        tensors = (batch.mean, batch.var, self.running_mean, self.running_var)
+        if type(mean) is not Tensor or is_traced() or not isinstance(batch.number, int):
+            return False
+        vectors = (mean, batch.var, self.running_mean, self.running_var)
+        scalars = (self.r_max, self.d_max, self.momentum, self.first, self.counter)
         return (
-            type(batch.mean) is Tensor
-            and not is_traced()
-            and isinstance(batch.number, int)
-            and len(batch.mean) <= MOST_CHANNELS
-            and all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-            and all(
-                t.is_cuda
-                for t in (self.r_max, self.d_max, self.momentum, self.first, self.counter)
-                if isinstance(t, Tensor)
-            )
+            len(mean) <= MOST_CHANNELS
+            and all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in vectors)
+            and all(t.is_cuda for t in scalars if isinstance(t, Tensor))
         )
 
     def _step_in_one_kernel(self, batch: ChannelMoments) -> tuple[Tensor, Tensor]:
@@ -224,21 +219,19 @@ class Tracker:
             batch.mean.detach(),
             batch.var.detach(),
             batch.number,  # type: ignore[arg-type]  # it is a number, see above
-            self.running_mean,
-            self.running_var,
-            self.momentum,
-            self.eps,
-            self.r_max,
-            self.d_max,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            momentum=self.momentum,
+            eps=self.eps,
+            r_max=self.r_max,
+            d_max=self.d_max,
             first=self.first,
             counter=self.counter,
         )
 
-    def _assign_arrays(
-        self, running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray
-    ) -> None:
-        if _all_finite(mean, var):
-            running_mean[...], running_var[...] = mean, var
+    def _assign_arrays(self, running: tuple[Array, Array], new: tuple[Array, Array]) -> None:
+        if _all_finite(*new):
+            running[0][...], running[1][...] = new
             if self.counter is not None:
                 self.counter.add_(1)
 
@@ -295,7 +288,21 @@ class Tracker:
         return new_mean, new_var if several(number) else var
 
 
-def _all_finite(mean: np.ndarray, var: np.ndarray) -> bool:
+def _several_in(input: Tensor) -> bool:
+    """Whether channels have more than a value; torch would take the variance of one for NaN."""
+    return input.numel() > input.shape[1]
+
+
+def _in_numpy(tensor: Tensor) -> Any:
+    """Return the same memory as a NumPy array, which serves in the place of a tensor here."""
+    return tensor.numpy()
+
+
+def _in_torch(array: Any) -> Tensor:
+    return torch.from_numpy(array)
+
+
+def _all_finite(mean: Any, var: Any) -> bool:
     # A value that is not finite makes the sum so.
     return math.isfinite(np.add.reduce(mean + var, dtype=np.float64))
 

@@ -29,10 +29,12 @@ for channels, number, spoilt, as_tensors, first in itertools.product(
     if as_tensors:
         first = torch.tensor(first)
     steps, counted = (torch.tensor(7) if as_tensors else None for _ in range(2))
+    options = dict(momentum=momentum, eps=1e-3, r_max=r_max, d_max=d_max, first=first)
     found = fused_step(
-        mean_b, var_b, number, *kernel, momentum, 1e-3, r_max, d_max, first=first, counter=counted
+        mean_b, var_b, number, running_mean=kernel[0], running_var=kernel[1], counter=counted,
+        **options,
     )
-    tracker = Tracker(mean, var, momentum, 1e-3, r_max, d_max, first=first, counter=steps)
+    tracker = Tracker(mean, var, counter=steps, **options)
     expected = tracker.meet(ChannelMoments(mean_b, var_b, number))
     torch.testing.assert_close((*found, *kernel), (*expected, mean, var), equal_nan=True)
     assert steps == counted
