@@ -1,6 +1,6 @@
-"""The affine bridge between two normalisations of the same value.
+"""The affine bridge between two normalizations of the same value.
 
-Normalise a value ``x`` by two sets of statistics, A and B::
+Normalize a value ``x`` by two sets of statistics, A and B::
 
     z_A = (x - mean_A) / std_A            z_B = (x - mean_B) / std_B
 
@@ -18,14 +18,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeVar
+
     from bioren.arrays.moments import Moments
 
-    Array = Any  # numpy.ndarray or torch.Tensor, never mixed in one call
+    #: Either, never mixed in one call; Any where it is not said which.
+    Array = TypeVar("Array", np.ndarray, torch.Tensor, Any, default=Any)
+else:
+    from typing import TypeVar
+
+    Array = TypeVar("Array")
 
 __all__ = [
     "AffineBridge",
@@ -141,12 +149,11 @@ def shrinkage(effect: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     error2 = np.square(standard_error)
     tau2 = np.mean(np.square(effect) - error2, axis=-1, keepdims=True).clip(0)
     total = tau2 + error2
-    share: np.ndarray = np.divide(tau2, total, out=np.ones_like(total), where=total > 0)
-    return share
+    return np.divide(tau2, total, out=np.ones_like(total), where=total > 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
-class AffineBridge:
+class AffineBridge(Generic[Array]):
     """The map ``x -> scale * x + shift`` from one population's scale to another's.
 
     Attributes
@@ -161,8 +168,8 @@ class AffineBridge:
     @classmethod
     def between(
         cls,
-        source: Moments,
-        target: Moments,
+        source: Moments[Array],
+        target: Moments[Array],
         *,
         max_kept: tuple[float, float] | None = None,
         max_removed: tuple[float, float] | None = None,
@@ -205,7 +212,7 @@ class AffineBridge:
         return cls(scale, shift)
 
     @classmethod
-    def identity(cls, *shape: int) -> Self:
+    def identity(cls, *shape: int) -> AffineBridge[np.ndarray]:
         """Return bridges that leave all values as they are.
 
         Parameters
@@ -213,7 +220,7 @@ class AffineBridge:
         shape
             Of the NumPy arrays ``scale`` and ``shift``: ``genes``, or ``samples, genes``.
         """
-        return cls(np.ones(shape), np.zeros(shape))
+        return AffineBridge(np.ones(shape), np.zeros(shape))
 
     def apply(self, x: Array) -> Array:
         """Return ``scale * x + shift`` for ``x`` of shape ``(..., genes)``.
@@ -249,7 +256,7 @@ class AffineBridge:
             raise ValueError(msg)
         return type(self)(1 / self.scale, -self.shift / self.scale)
 
-    def compose(self, other: AffineBridge) -> Self:
+    def compose(self, other: AffineBridge[Array]) -> Self:
         """Return the bridge that applies `self` first and `other` after it."""
         return type(self)(self.scale * other.scale, self.shift * other.scale + other.shift)
 

@@ -22,7 +22,7 @@ def four_labs(*, rng: int | np.random.Generator = 0) -> AnnData:
     """Return 700 real blood cells as if four laboratories had measured them.
 
     The cells are the 10x PBMC (Zheng et al. 2017, *Nature Communications* 8:14049) that come
-    with scanpy, log-normalised.  They are divided over four labs with different compositions
+    with scanpy, log-normalized.  They are divided over four labs with different compositions
     of cell types; then each lab gets a known bridge per gene.
 
     Parameters
@@ -116,7 +116,7 @@ def plant_bridge(
     """Give each sample a known batch effect: ``adata.X`` becomes dense and is overwritten.
 
     ``x' = mean + sd * (r * z + d)`` with the gene's mean and standard deviation over all cells,
-    ``z`` its normalised value, ``log r`` and ``d`` normal and 0 on average over the samples.
+    ``z`` its normalized value, ``log r`` and ``d`` normal and 0 on average over the samples.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class Demo(NamedTuple):
         ``d`` and ``r``.
     scores
         Rows ``before`` and ``after``; columns ``same type`` and ``same lab``: share of a cell's
-        15 nearest neighbours, and last the row ``by chance``.
+        15 nearest neighbors, and last the row ``by chance``.
     figure, data
         Files written.
     """

@@ -88,7 +88,7 @@ def bridge(
         None unless `copy`.  Written are
 
         ``layers[key_added]``
-            Expression on the reference's scale, shape ``(cells, genes)``; dense if centred,
+            Expression on the reference's scale, shape ``(cells, genes)``; dense if centered,
             else in CSR form where the input is sparse.  float32 (float64 where the input is).
         ``uns[key_added]``
             Effects per sample and gene, see `bioren.tl.batch_effects`.

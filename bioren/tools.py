@@ -328,7 +328,7 @@ def map_query(
     Parameters
     ----------
     adata
-        Log-expression, normalised as the reference was (``sc.pp.normalize_total``,
+        Log-expression, normalized as the reference was (``sc.pp.normalize_total``,
         ``sc.pp.log1p``).  Give all genes that were measured, in any order: those that it lacks
         are taken to be at the reference's mean, others that it has are left alone.
     model
@@ -440,7 +440,7 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             Names, and the sample's number of cells.
         ``r``, ``d``
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
-            standardised to the reference's composition of cell states.
+            standardized to the reference's composition of cell states.
         ``standard_error_r``, ``standard_error_d``
             Of ``r`` and of ``d``.  That of ``r`` is what normal values would have,
             ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells: too

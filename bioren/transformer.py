@@ -180,5 +180,4 @@ def _labels(batch: Any, n_rows: int) -> np.ndarray:
         raise ValueError(f"batch has {len(labels)} labels for {n_rows} rows.")
     if labels.isna().any():
         raise ValueError(f"batch has no label for {int(labels.isna().sum())} rows.")
-    names: np.ndarray = labels.astype(str).to_numpy(dtype=str)
-    return names
+    return labels.astype(str).to_numpy(dtype=str)

@@ -4,6 +4,11 @@ from pathlib import Path
 # Before anything imports numba: it resets the threads of torch, which then wait for one another.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+# Before anything imports what is checked.
+from checked import check_anew, check_shapes, check_tuples
+
+check_shapes()
+
 import pytest
 import torch
 from simulation import simulate
@@ -12,6 +17,8 @@ from threadpoolctl import threadpool_limits
 import bioren
 from bioren.network.training import TrainingOptions
 
+check_tuples()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
@@ -19,6 +26,11 @@ def _one_thread():
     torch.set_num_threads(1)
     with threadpool_limits(1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _shapes_checked():
+    check_anew()
 
 
 @pytest.fixture

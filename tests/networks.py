@@ -31,7 +31,7 @@ def expression(seed=0, *, n_cells=200, n_genes=16, n_samples=3, curved=True):
 
 
 def started(x, codes, *, n_latent=3, n_hidden=24, in_reference=None, seed=0):
-    """Return a network at its start and the explicit, centred, bridged expression (float64)."""
+    """Return a network at its start and the explicit, centered, bridged expression (float64)."""
     n_samples = int(codes.max()) + 1
     samples = Moments.by_group(x, codes, n_samples)
     reference = Moments.of(x)

@@ -61,18 +61,18 @@ def _even(composition):
     return np.ptp(composition, axis=1) < 1e-9
 
 
-def neighbours(z, k=15):
+def neighbors(z, k=15):
     """Return the positions of each row's k nearest other rows."""
     return NearestNeighbors(n_neighbors=k).fit(z).kneighbors(return_distance=False)
 
 
 def mixing(z, samples, k=15):
-    """Return the mean share of a cell's neighbours that come from other samples."""
+    """Return the mean share of a cell's neighbors that come from other samples."""
     codes = pd.factorize(samples)[0]
-    return (codes[neighbours(z, k)] != codes[:, None]).mean()
+    return (codes[neighbors(z, k)] != codes[:, None]).mean()
 
 
 def purity(z, types, k=15):
-    """Return the mean share of a cell's neighbours that are of its own type."""
+    """Return the mean share of a cell's neighbors that are of its own type."""
     codes = pd.factorize(types)[0]
-    return (codes[neighbours(z, k)] == codes[:, None]).mean()
+    return (codes[neighbors(z, k)] == codes[:, None]).mean()

@@ -16,7 +16,7 @@ from bioren.adata.obs import (
 )
 
 
-def labelled(labels, n_genes=3):
+def labeled(labels, n_genes=3):
     obs = pd.DataFrame(
         {"sample": pd.Series(labels, dtype=object).to_numpy()},
         index=[f"cell{i}" for i in range(len(labels))],
@@ -27,7 +27,7 @@ def labelled(labels, n_genes=3):
 @given(st.lists(st.sampled_from(["a", "b", "c", 1, "1"]), min_size=8, max_size=30))
 def test_names_at_the_codes_are_the_labels(labels):
     labels = [*labels, "a", "a", "b", "b", "c", "c", 1, 1]
-    batches = read_batches(labelled(labels), "sample")
+    batches = read_batches(labeled(labels), "sample")
     assert [batches.names[code] for code in batches.codes] == list(map(str, labels))
     assert sorted(set(batches.names)) == sorted(set(map(str, labels)))
     assert batches.codes.dtype == np.int64
@@ -35,29 +35,29 @@ def test_names_at_the_codes_are_the_labels(labels):
 
 @given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("abcd"), min_size=1))
 def test_a_models_samples_give_the_codes(names, labels):
-    batches = read_batches(labelled(labels), "sample", names=names)
+    batches = read_batches(labeled(labels), "sample", names=names)
     assert batches.names == list(names)
     assert [names[code] for code in batches.codes] == labels
 
 
 def test_categories_keep_their_order_and_lose_the_unused():
-    adata = labelled(["x", "y", "z"] * 3)
+    adata = labeled(["x", "y", "z"] * 3)
     adata.obs["sample"] = pd.Categorical(adata.obs["sample"], categories=["z", "none", "y", "x"])
     assert read_batches(adata, "sample").names == ["z", "y", "x"]
 
 
 def test_integers_are_sorted_as_numbers():
-    assert read_batches(labelled([10, 9, 2] * 2), "sample").names == ["2", "9", "10"]
+    assert read_batches(labeled([10, 9, 2] * 2), "sample").names == ["2", "9", "10"]
 
 
 def test_many_categories_need_more_than_eight_bits():
-    batches = read_batches(labelled([i % 300 for i in range(600)]), "sample")
+    batches = read_batches(labeled([i % 300 for i in range(600)]), "sample")
     assert_array_equal(batches.codes, np.arange(600) % 300)
 
 
 def test_sample_unknown_to_a_model_names_the_known():
     with pytest.raises(ValueError, match=r"not fitted on: x\. It knows a, b\."):
-        read_batches(labelled(["a", "x"]), "sample", names=["a", "b"])
+        read_batches(labeled(["a", "x"]), "sample", names=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_sample_unknown_to_a_model_names_the_known():
     [("b", [0, 1, 0]), (["a", "c"], [1, 0, 1]), (("c",), [0, 0, 1]), (pd.Index(["a"]), [1, 0, 0])],
 )
 def test_reference_selects_samples(reference, expected):
-    batches = read_batches(labelled(list("abc") * 2), "sample")
+    batches = read_batches(labeled(list("abc") * 2), "sample")
     assert_array_equal(batches.select(reference), np.array(expected, dtype=bool))
     assert batches.select(None) is None
 
@@ -103,7 +103,7 @@ def test_each_combination_of_columns_is_a_sample(rows):
 
 @pytest.mark.parametrize("wrap", [list, tuple])
 def test_a_list_of_one_column_is_that_column(wrap):
-    adata = labelled(list("abc") * 3)
+    adata = labeled(list("abc") * 3)
     one, several = read_batches(adata, "sample"), read_batches(adata, wrap(["sample"]))
     assert several.names == one.names
     assert_array_equal(several.codes, one.codes)
@@ -140,11 +140,11 @@ def test_a_cell_needs_a_label_in_each_column():
 @pytest.mark.parametrize("key", [3, None, {"sample"}, ["sample", 3], [["sample"]]])
 def test_what_names_no_column_is_refused(key):
     with pytest.raises(TypeError, match=r"name a column of adata\.obs, or be a list of such"):
-        read_batches(labelled(list("ab") * 3), key)
+        read_batches(labeled(list("ab") * 3), key)
 
 
 def test_no_column_and_missing_columns_are_refused():
-    adata = labelled(list("ab") * 3)
+    adata = labeled(list("ab") * 3)
     with pytest.raises(ValueError, match="empty list"):
         read_batches(adata, [])
     with pytest.raises(KeyError, match=r"'sampel'; did you mean 'sample'\?"):
@@ -157,7 +157,7 @@ def test_no_column_and_missing_columns_are_refused():
 @given(st.lists(st.sampled_from(["T", "B", "NK", None]), max_size=30))
 def test_labels_are_codes_of_names_and_missing_ones_are_minus_one(labels):
     labels = [*labels, "T"]
-    codes, names = read_labels(labelled(labels), "sample")
+    codes, names = read_labels(labeled(labels), "sample")
     assert [names[code] if code >= 0 else None for code in codes] == labels
     assert names == sorted(set(labels) - {None})
     assert codes.dtype == np.int64
@@ -204,7 +204,7 @@ def test_labels_that_no_two_samples_share_are_refused():
     batches = read_batches(adata, "sample")
     with pytest.raises(ValueError, match=r"No label of .* occurs in two samples"):
         check_shared("type", read_labels(adata, "type")[0], batches)
-    check_shared("some", read_labels(adata, "some")[0], batches)  # unlabelled cells compare
+    check_shared("some", read_labels(adata, "some")[0], batches)  # unlabeled cells compare
     check_shared("sample", np.array([0, 1, 1, 2]), batches)
 
 

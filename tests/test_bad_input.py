@@ -1,4 +1,4 @@
-"""Whatever comes in: a clear error before any work, or the documented behaviour."""
+"""Whatever comes in: a clear error before any work, or the documented behavior."""
 
 import dask.array as da
 import numpy as np
@@ -48,8 +48,8 @@ def with_x(adata, x):
     ids=["int", "Int64", "string", "object", "category", "unused category"],
 )
 def test_labels_of_any_kind_give_the_same_result(correct, adata, expected, relabel):
-    adata.obs["relabelled"] = relabel(adata.obs["sample"].cat.codes.to_numpy())
-    result = corrected(correct, adata, "relabelled")
+    adata.obs["relabeled"] = relabel(adata.obs["sample"].cat.codes.to_numpy())
+    result = corrected(correct, adata, "relabeled")
     assert_allclose(result.layers["bioren"], expected, atol=1e-5)
     assert len(result.uns["bioren"]["samples"]) == 3
 
@@ -236,9 +236,9 @@ COUNTS = np.random.default_rng(0).poisson(3, (120, 20))
         COUNTS.astype(np.float32),
         sparse.csc_matrix(COUNTS),
         np.where(COUNTS == 1, 0.5, COUNTS),  # estimated counts are partly fractions
-        COUNTS / COUNTS.sum(axis=1, keepdims=True) * 1e4,  # normalised, but not log1p
+        COUNTS / COUNTS.sum(axis=1, keepdims=True) * 1e4,  # normalized, but not log1p
     ],
-    ids=["integer", "float", "sparse", "partly whole", "normalised"],
+    ids=["integer", "float", "sparse", "partly whole", "normalized"],
 )
 def test_counts_are_refused_and_the_message_says_what_to_call(correct, adata, counts):
     with pytest.raises(ValueError, match=r"look like counts(.|\n)*normalize_total(.|\n)*log1p"):

@@ -149,7 +149,7 @@ class TestResult:
         assert len(effects) == 3 * N_GENES
         assert set(effects["sample"]) == {"s0", "s1", "s2"}
 
-    def test_counts_are_kept_and_normalised(self, done: tuple[Result, Path]) -> None:
+    def test_counts_are_kept_and_normalized(self, done: tuple[Result, Path]) -> None:
         adata, given = anndata.read_h5ad(done[1]), counts()
         x = given.X.toarray()
         np.testing.assert_array_equal(adata.layers["counts"].toarray(), x)

@@ -14,8 +14,8 @@ from bioren import AffineBridge, Moments
 from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import frozen_states
 from bioren.reference.confidence import (
-    FEWEST,
-    LEAST_VARIANCE,
+    MIN_CELLS,
+    MIN_VARIANCE,
     MappingConfidence,
     _fitted,
     averaging,
@@ -149,12 +149,12 @@ def frame_of(counts=(50, 30, 20), n_genes=6, dims=4, seed=0):
 
 
 def slow_distances(x, bridge, z, frame, states):
-    """Return distances of two cells, which have no neighbours but themselves."""
+    """Return distances of two cells, which have no neighbors but themselves."""
     places, level = frame.coordinates, frame.profile.by_state.mean
     variance = places.m2 / places.count[:, None]
     weight = places.count / places.count.sum()
     least = [
-        LEAST_VARIANCE * sum(weight[k] * variance[k, d] for k in range(len(weight)))
+        MIN_VARIANCE * sum(weight[k] * variance[k, d] for k in range(len(weight)))
         for d in range(z.shape[1])
     ]
     share = frame.states.nearest(z, states)
@@ -298,7 +298,7 @@ def test_a_batch_effect_alone_does_not_make_cells_unknown(model):
 @pytest.mark.parametrize("sizes", [(6, 6, 6), (19, 19)])
 def test_a_reference_that_is_too_small_gives_no_score(sizes, tmp_path):
     cells = simulate(sizes)
-    assert max(sizes) < 2 * FEWEST
+    assert max(sizes) < 2 * MIN_CELLS
     model = fitted(cells)
     found = bioren.tl.map_query(cells, model, batch_key="sample", copy=True)
     assert found.obs[SCORE].isna().all()

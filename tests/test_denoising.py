@@ -49,7 +49,7 @@ def test_reliable_dimensions_stay_and_noise_goes(given):
 
 @given(placed())
 def test_states_keep_their_places(given):
-    # A cell lies wholly in one state here: with shares, neighbouring states blend a little.
+    # A cell lies wholly in one state here: with shares, neighboring states blend a little.
     z, share, apart, trust = given
     whole = np.eye(share.shape[1])[share.argmax(axis=1)]
     denoiser = Denoiser.fit(z, whole, apart, reliability=trust)

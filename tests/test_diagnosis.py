@@ -47,7 +47,7 @@ def test_a_single_cell_has_no_structure():
 
 
 def test_states_of_one_sample():
-    count = np.array([[50, 50, 0], [50, 0, 50], [50, 1, 50]])
+    count = np.array([[50.0, 50, 0], [50, 0, 50], [50, 1, 50]])
     assert_allclose(unmatched(count), [0.5, 0, 0])
 
 

@@ -159,7 +159,7 @@ def renamed(names):
     return change
 
 
-def labelled(**columns):
+def labeled(**columns):
     def change(query):
         for name, values in columns.items():
             query.obs[name] = values(query)
@@ -239,9 +239,9 @@ BAD = {
     "batch_key of several": (same, {"batch_key": ["lab", "day"]}, KeyError, "'day'"),
     "batch_key empty": (same, {"batch_key": []}, ValueError, "empty list"),
     "batch_key a number": (same, {"batch_key": 3}, TypeError, "must name a column"),
-    "batch missing": (labelled(lab=first_missing), {"batch_key": "lab"}, ValueError, "no label"),
+    "batch missing": (labeled(lab=first_missing), {"batch_key": "lab"}, ValueError, "no label"),
     "barcodes": (
-        labelled(barcode=lambda q: list(q.obs_names)),
+        labeled(barcode=lambda q: list(q.obs_names)),
         {"batch_key": "barcode"},
         ValueError,
         "look like barcodes",
@@ -288,17 +288,17 @@ def test_bad_models_are_refused(model, query, tmp_path, case):
     assert fingerprint(query) == before
 
 
-def test_another_normalisation_is_warned_of(cells):
+def test_another_normalization_is_warned_of(cells):
     import scanpy as sc
 
-    def normalised(total):
+    def normalized(total):
         adata = cells.copy()
         sc.pp.normalize_total(adata, target_sum=total)
         sc.pp.log1p(adata)
         return adata
 
-    model = fitted(normalised(1e4))
+    model = fitted(normalized(1e4))
     assert model.population_.target_sum == 1e4
-    bioren.tl.map_query(normalised(1e4), model)
-    with pytest.warns(UserWarning, match=r"normalised to 1,000,000.*target_sum=10000"):
-        bioren.tl.map_query(normalised(1e6), model)
+    bioren.tl.map_query(normalized(1e4), model)
+    with pytest.warns(UserWarning, match=r"normalized to 1,000,000.*target_sum=10000"):
+        bioren.tl.map_query(normalized(1e6), model)

@@ -66,7 +66,7 @@ def mapped(mapped_once):
 # scanpy
 
 
-def test_query_and_reference_share_neighbours(model, cells, mapped):
+def test_query_and_reference_share_neighbors(model, cells, mapped):
     both = concat([cells, mapped])
     both.obsm["X_bioren"] = np.vstack([model.embed(cells), mapped.obsm["X_bioren"]])
     sc.pp.neighbors(both, use_rep="X_bioren", n_neighbors=10)
@@ -79,7 +79,7 @@ def test_query_and_reference_share_neighbours(model, cells, mapped):
 
 
 @pytest.mark.filterwarnings("ignore")  # of what scanpy calls
-def test_neighbours_serve_umap(mapped):
+def test_neighbors_serve_umap(mapped):
     sc.pp.neighbors(mapped, use_rep="X_bioren")
     sc.tl.umap(mapped, maxiter=50)
     assert mapped.obsm["X_umap"].shape == (280, 2)

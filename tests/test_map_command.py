@@ -345,7 +345,7 @@ class TestMap:
         np.testing.assert_allclose(theirs, ours, atol=0.05 * ours.std())
 
     @pytest.mark.parametrize("total", [2_000, 50_000])
-    def test_counts_are_normalised_to_the_references_sum(
+    def test_counts_are_normalized_to_the_references_sum(
         self, files: Files, tmp_path: Path, total: int
     ) -> None:
         reference, target = tmp_path / "reference.h5ad", tmp_path / "out.h5ad"
@@ -366,7 +366,7 @@ class TestMap:
             warnings.simplefilter("default")
             result = map_onto(files.model, tmp_path / "in.h5ad", tmp_path / "out.h5ad")
         assert result.exit_code == 0, result.output
-        assert "was normalised to 1,000,000 molecules" in result.stderr
+        assert "was normalized to 1,000,000 molecules" in result.stderr
         assert "counts" not in anndata.read_h5ad(tmp_path / "out.h5ad").layers
 
     def test_a_layer(self, files: Files, mapped: tuple[Result, Path], tmp_path: Path) -> None:

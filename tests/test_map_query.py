@@ -412,7 +412,7 @@ def test_a_few_cells_are_mapped(model, n):
     found = run(query, model, None)
     for values in (found.obsm["X_bioren"], found.layers["bioren"]):
         assert np.isfinite(values).all()
-    # Below five cells a cell's neighbours are too few for a score.
+    # Below five cells a cell's neighbors are too few for a score.
     assert found.obs[OF_CELLS[0]].notna().all() == (n >= 5)
     assert found.obs[OF_CELLS[0]].isna().all() == (n < 5)
     assert (found.obs["bioren_type"] == "type1").all()

@@ -10,7 +10,7 @@ from scipy import sparse
 from bioren import AffineBridge, Moments
 from bioren.arrays.components import Projection
 from bioren.effects.alignment import Alignment, Removal, compare
-from bioren.effects.standardization import LEAST_OVERLAP, standardize_onto
+from bioren.effects.standardization import MIN_OVERLAP, standardize_onto
 from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import frozen_states
 from bioren.reference.mapping import Frame, map_sample, stack
@@ -68,7 +68,7 @@ def slow_onto(by_state, strata, prior=10.0):
             if expected > 0 and observed > 0:
                 drawn = (cells * observed + prior * expected) / (cells + prior)
                 ratio[s, g] = drawn / expected
-    apart = overlap < LEAST_OVERLAP
+    apart = overlap < MIN_OVERLAP
     shift[apart], ratio[apart] = 0, 1
     return shift, ratio, np.sqrt(error), overlap
 
@@ -121,7 +121,7 @@ def test_the_reference_itself_has_no_effect(counts):
     shift, ratio, _, overlap = found_by(sample_of(counts), profile_of(counts))
     assert_allclose(shift, 0, atol=1e-12)
     assert_allclose(ratio, 1, rtol=1e-12)
-    assert (overlap > LEAST_OVERLAP).all()
+    assert (overlap > MIN_OVERLAP).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,7 +156,7 @@ def test_one_cell_tells_nothing_of_the_scale():
 def test_a_sample_apart_counts_as_having_no_effect():
     shift, ratio, _, overlap = found_by(sample_of([0, 0, 90], 5.0, 2.0), profile_of([90, 90, 0]))
     assert_array_equal((shift == 0) & (ratio == 1), True)
-    assert overlap[0] < LEAST_OVERLAP
+    assert overlap[0] < MIN_OVERLAP
 
 
 def test_more_cells_are_more_certain():

@@ -139,7 +139,7 @@ def test_applying_changes_nothing_in_the_model(cells, model, apply):
     assert not model.network_.training
     for name, value in model.network_.state_dict().items():
         assert torch.equal(value, parts[name])
-    for before, after in zip(states.rounds, model.states_.rounds, strict=True):
+    for before, after in zip(states.iterations, model.states_.iterations, strict=True):
         for a, b in zip(before, after, strict=True):
             assert_array_equal(a, b)
     assert_array_equal(alignment.bridges.shift, model.alignment_.bridges.shift)

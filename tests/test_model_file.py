@@ -354,10 +354,10 @@ def test_names_of_small_samples_are_not_in_the_file(adata, tmp_path):
 
 def test_labels_that_few_cells_had_are_not_in_the_file(adata, tmp_path):
     # Labels within which samples were compared serve no mapping; those learned are asked for.
-    labelled = adata.copy()
-    labelled.obs["fine"] = labelled.obs["type"].astype(object)
-    labelled.obs.loc[labelled.obs_names[[0, 30, 60, 90, 120]], "fine"] = "hush"
-    fitted = fit(labelled, labels_key="fine", learn=False)
+    labeled = adata.copy()
+    labeled.obs["fine"] = labeled.obs["type"].astype(object)
+    labeled.obs.loc[labeled.obs_names[[0, 30, 60, 90, 120]], "fine"] = "hush"
+    fitted = fit(labeled, labels_key="fine", learn=False)
     assert "hush" in fitted.fitted_.labels
     fitted.publish(tmp_path / "model")
     assert b"hush" not in (tmp_path / "model").read_bytes()

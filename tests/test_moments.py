@@ -46,7 +46,7 @@ def small_blocks(monkeypatch):
     offset=st.sampled_from([0.0, 1000.0]),
 )
 def test_merged_chunks_are_one_pass(seed, cuts, order, offset):
-    # Equal cuts give empty chunks, neighbouring ones chunks of one row.
+    # Equal cuts give empty chunks, neighboring ones chunks of one row.
     x = np.random.default_rng(seed).normal(offset, 1, (11, 3))
     chunks = np.split(x, cuts)
     order.shuffle(chunks)

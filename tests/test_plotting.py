@@ -250,12 +250,12 @@ def test_before_are_the_principal_components_of_the_variable_genes():
     assert_allclose(np.sort(drawn[:, 0]), adata.obsm["X_pca"][:, 0])
 
 
-def test_cells_are_coloured_by_any_column():
+def test_cells_are_colored_by_any_column():
     adata = many(3)
     adata.obs["depth"] = np.linspace(0, 1, adata.n_obs)
     adata.obs["kind"] = pd.Categorical([None, "b", "a"] * 12, categories=["a", "b", "never"])
     figure = bioren.pl.before_after(adata, color="depth")[0].figure
-    assert [ax.get_ylabel() for ax in figure.axes][2] == "depth"  # the colour bar
+    assert [ax.get_ylabel() for ax in figure.axes][2] == "depth"  # the color bar
     names = [
         text.get_text() for text in bioren.pl.before_after(adata, color="kind")[1].legend_.texts
     ]
@@ -266,7 +266,7 @@ def test_cells_are_coloured_by_any_column():
     assert "donor000 + x" in names
 
 
-def test_colours_and_shapes_tell_forty_categories_apart():
+def test_colors_and_shapes_tell_forty_categories_apart():
     assert len({style.category_style(number) for number in range(40)}) == 40
 
 

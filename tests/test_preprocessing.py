@@ -98,7 +98,7 @@ def test_permuting_cells_and_genes_permutes_the_plain_result(adata):
     assert_allclose(result, expected, atol=1e-5)
 
 
-def test_permuting_cells_changes_the_standardised_result_little():
+def test_permuting_cells_changes_the_standardized_result_little():
     adata = simulate((150, 150))
     cells = np.random.default_rng(0).permutation(adata.n_obs)
     moved = bridged(adata[cells].copy()) - bridged(adata)[cells]

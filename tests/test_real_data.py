@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scanpy as sc
 from anndata import read_h5ad
-from simulation import mixing, neighbours, purity
+from simulation import mixing, neighbors, purity
 
 import bioren
 from bioren.network.training import TrainingOptions
@@ -48,7 +48,7 @@ def test_batches_mix_and_types_stay_apart(prepared, name, mixed, pure):
 
 
 @pytest.mark.parametrize("name", ["pancreas_5tech_panc8", "cellbench_5batch"])
-def test_raw_files_are_refused_until_normalised(real_data, name):
+def test_raw_files_are_refused_until_normalized(real_data, name):
     adata = read_h5ad(real_data / f"{name}.h5ad")
     for function in (bioren.pp.bridge, bioren.tl.integrate):
         with pytest.raises(ValueError, match="look like counts"):
@@ -127,6 +127,6 @@ def test_random_halves_stay_as_they_are(donor):
     assert np.abs(result.layers["bioren"] - x).mean() < 0.02 * x.std()
     untouched = integrate(donor, "half", strength=0)
     pairs = zip(
-        neighbours(result.obsm["X_bioren"]), neighbours(untouched.obsm["X_bioren"]), strict=True
+        neighbors(result.obsm["X_bioren"]), neighbors(untouched.obsm["X_bioren"]), strict=True
     )
     assert np.mean([len(set(a) & set(b)) / 15 for a, b in pairs]) > 0.9

@@ -1,4 +1,4 @@
-"""Normalisation and variable genes, against the formula and against scanpy's own steps."""
+"""Normalization and variable genes, against the formula and against scanpy's own steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from bioren.adata.normalize import FEWEST_CELLS, mark_variable_genes, normalize_counts
+from bioren.adata.normalize import MIN_CELLS, mark_variable_genes, normalize_counts
 
 Matrix = np.ndarray | sparse.csr_matrix | sparse.csc_matrix
 
@@ -119,9 +119,9 @@ def test_variable_genes_are_those_of_scanpy_by_batch() -> None:
 
 
 def test_tiny_samples_have_no_say() -> None:
-    adata = counts(cells=(50, 40, FEWEST_CELLS - 1))
+    adata = counts(cells=(50, 40, MIN_CELLS - 1))
     # In the tiny sample, genes vary that vary nowhere else.
-    adata.X[90:, 40:] = np.random.default_rng(2).choice([0, 500], size=(FEWEST_CELLS - 1, 20))
+    adata.X[90:, 40:] = np.random.default_rng(2).choice([0, 500], size=(MIN_CELLS - 1, 20))
     normalize_counts(adata)
     expected = scanpys_choice(adata[:90], 20, "sample")
     mark_variable_genes(adata, "sample", 20)

@@ -124,17 +124,17 @@ def test_a_sample_apart_stays_and_moves_no_other(world):
     found, without = world.shifts()
     sample, state, others = world.specific, world.where, world.others
     assert found.inlier_weight[sample, state] < 1e-6
-    assert lengths(found.removed[sample, state]) < 0.01
+    assert lengths(found.batch_effect[sample, state]) < 0.01
     # It lies as far from the others' middle as it was put, but for its batch effect.
     weight = world.count[others, state] / (world.count[others, state] + 1)
     middle = np.average(world.mean[others, state], axis=0, weights=weight)
     away = world.mean[sample, state] + world.far - middle
     certain = world.count[sample, state] / (world.count[sample, state] + 10)
-    assert_allclose(found.specific[sample, state], certain * away, atol=0.05)
+    assert_allclose(found.sample_specific[sample, state], certain * away, atol=0.05)
 
-    assert_allclose(found.removed[others], without.removed[others], atol=0.02)
+    assert_allclose(found.batch_effect[others], without.batch_effect[others], atol=0.02)
     assert_allclose(found.inlier_weight[others], without.inlier_weight[others], atol=0.02)
-    left = world.mean - found.removed, world.mean - without.removed
+    left = world.mean - found.batch_effect, world.mean - without.batch_effect
     gaps, expected = (of[others, state] - of[others, state][:1] for of in left)
     assert_allclose(gaps, expected, atol=0.02)
 
@@ -144,7 +144,7 @@ def test_a_sample_apart_stays_and_moves_no_other(world):
 def test_what_stands_apart_says_nothing_of_the_samples_batch_effect(world):
     found, without = world.shifts()
     elsewhere = np.arange(len(world.level)) != world.where
-    kept, expected = (of.removed[world.specific, elsewhere] for of in (found, without))
+    kept, expected = (of.batch_effect[world.specific, elsewhere] for of in (found, without))
     assert_allclose(kept, expected, atol=0.02)
 
 
@@ -156,7 +156,7 @@ def test_a_sample_apart_moves_no_other_though_a_batch_effect_is_longer(world):
     longer = (world.specific + 1) % len(world.count)
     world.mean[longer] += 30 * world.offset[longer]
     found, without = world.shifts()
-    assert_allclose(found.removed[world.others], without.removed[world.others], atol=0.1)
+    assert_allclose(found.batch_effect[world.others], without.batch_effect[world.others], atol=0.1)
 
 
 @laws
@@ -170,7 +170,7 @@ def test_several_samples_apart_move_no_other_while_they_are_the_fewer(seed, n_sa
     count[away, world.where] = 0
     expected = shifts_of(count, mean, world.sd)
     assert found.inlier_weight[away, world.where].max() < 0.01
-    assert_allclose(found.removed[~away], expected.removed[~away], atol=0.05)
+    assert_allclose(found.batch_effect[~away], expected.batch_effect[~away], atol=0.05)
 
 
 @laws
@@ -183,10 +183,10 @@ def test_of_two_samples_neither_is_the_unusual_one(seed, n_cells, with_others):
     world.mean[0, 0] += world.far
     found = shifts_of(world.count, world.mean, world.sd)
     assert found.inlier_weight[:2, 0].max() < 1e-3
-    assert lengths(found.removed[:2, 0]).max() < 0.01
+    assert lengths(found.batch_effect[:2, 0]).max() < 0.01
     # Both lie equally far from the middle: neither is left out of the mean.
     half = (world.mean[0, 0] - world.mean[1, 0]) / 2 * n_cells / (n_cells + 10)
-    assert_allclose(found.specific[:2, 0], [half, -half], atol=0.01)
+    assert_allclose(found.sample_specific[:2, 0], [half, -half], atol=0.01)
 
 
 # Batch effects of every kind are no cell types
@@ -205,8 +205,8 @@ def test_one_offset_in_all_states_or_one_that_grows_with_the_spread_is_usual(
     mean = rng.normal(0, 5, (n_states, 6)) + offset
     found = shifts_of(count, mean, sd[:, None])
     assert_array_equal(found.inlier_weight, 1)
-    assert_array_equal(found.specific, 0)
-    assert lengths(found.removed).max() > 0.1
+    assert_array_equal(found.sample_specific, 0)
+    assert lengths(found.batch_effect).max() > 0.1
 
 
 @laws
@@ -220,8 +220,8 @@ def test_what_does_not_differ_is_usual(seed, n_samples):
     count[1:, 0] = 0
     alone = shifts_of(count, rng.normal(size=(n_samples, 4, 3)))
     for shifts, states in ((found, slice(None)), (alone, 0)):
-        assert_array_equal(shifts.removed[0, states], 0)
-        assert_array_equal(shifts.specific[0, states], 0)
+        assert_array_equal(shifts.batch_effect[0, states], 0)
+        assert_array_equal(shifts.sample_specific[0, states], 0)
         assert_array_equal(shifts.inlier_weight[0, states], 1)
 
 
@@ -243,8 +243,8 @@ def test_where_states_are_known_to_be_of_one_type_all_shifts_are_followed(world)
     some = tables(world.count, mean, world.sd)
     found = state_shifts(some, world.count, everything, 1.0, of_one_type=True)
     assert_array_equal(found.inlier_weight, 1)
-    assert_array_equal(found.specific, 0)
-    left = (mean - found.removed)[:, world.where]
+    assert_array_equal(found.sample_specific, 0)
+    left = (mean - found.batch_effect)[:, world.where]
     assert lengths(left - left.mean(axis=0)).max() < 0.1 * lengths(world.far)
 
 
@@ -334,17 +334,17 @@ def embedded(seed=0, n=400):
 
 def test_what_lies_where_the_reference_lies_is_not_shifted():
     z, share, reference = embedded()
-    assert_array_equal(shifts_onto(z, share, reference, 10.0).removed, 0)
+    assert_array_equal(shifts_onto(z, share, reference, 10.0).batch_effect, 0)
     other, others_share, _ = embedded(seed=1)
-    assert np.abs(shifts_onto(other, others_share, reference, 10.0).removed).max() < 0.2
+    assert np.abs(shifts_onto(other, others_share, reference, 10.0).batch_effect).max() < 0.2
 
 
 def test_a_shift_within_states_is_found_as_far_as_it_is_certain():
     z, share, reference = embedded()
-    found = shifts_onto(z + 2.0, share, reference, 10.0).removed
+    found = shifts_onto(z + 2.0, share, reference, 10.0).batch_effect
     assert_allclose(found, 2, rtol=0.15)
     few = np.flatnonzero(np.cumsum(share, axis=0).max(axis=1) <= 3)  # three cells a state at most
-    fewer = shifts_onto(z[few] + 2.0, share[few], reference, 10.0).removed
+    fewer = shifts_onto(z[few] + 2.0, share[few], reference, 10.0).batch_effect
     assert (np.abs(fewer) < np.abs(found)).all()
 
 
@@ -355,9 +355,9 @@ def test_nothing_leads_to_a_state_that_the_reference_lacks():
         reference.count * empty, reference.mean * empty[:, None], reference.m2 * empty[:, None]
     )
     found = shifts_onto(z + 2.0, share, reference, 10.0)
-    assert_array_equal(found.removed[2], 0)
-    assert_array_equal(found.specific[2], 0)
-    assert (found.removed[:2] > 1).all()
+    assert_array_equal(found.batch_effect[2], 0)
+    assert_array_equal(found.sample_specific[2], 0)
+    assert (found.batch_effect[:2] > 1).all()
 
 
 @laws
@@ -372,12 +372,12 @@ def test_a_newcomers_cells_apart_stay_and_the_others_move_as_without_them(world)
     elsewhere = share[:, state] == 0
     without = shifts_onto(z[elsewhere], share[elsewhere], reference, 1.0)
     assert found.inlier_weight[state] < 1e-6
-    assert lengths(found.removed[state]) < 0.01
+    assert lengths(found.batch_effect[state]) < 0.01
     certain = world.count[1, state] / (world.count[1, state] + 10)
-    assert_allclose(found.specific[state], certain * (mean - world.level)[state], atol=0.01)
+    assert_allclose(found.sample_specific[state], certain * (mean - world.level)[state], atol=0.01)
     others = np.arange(len(mean)) != state
-    assert_allclose(found.removed[others], without.removed[others], atol=0.02)
-    assert_array_equal(found.specific[others], 0)
+    assert_allclose(found.batch_effect[others], without.batch_effect[others], atol=0.02)
+    assert_array_equal(found.sample_specific[others], 0)
 
 
 @laws
@@ -392,8 +392,8 @@ def test_a_newcomers_batch_effect_is_usual_in_all_states(seed, n_states, grows):
     count = rng.integers(20, 100, n_states)
     found = shifts_onto(*cells_of(count, level + offset, sd[:, None]), reference, 1.0)
     assert_array_equal(found.inlier_weight, 1)
-    assert_array_equal(found.specific, 0)
-    assert_allclose(found.removed, offset, rtol=0.4, atol=0.01)
+    assert_array_equal(found.sample_specific, 0)
+    assert_allclose(found.batch_effect, offset, rtol=0.4, atol=0.01)
 
 
 @laws

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from bioren import AffineBridge, Moments
 from bioren.effects.alignment import Removal, align, compare
-from bioren.effects.standardization import LEAST_OVERLAP, standardize
+from bioren.effects.standardization import MIN_OVERLAP, standardize
 from bioren.effects.states import CellFacts
 
 seeds = st.integers(0, 2**32 - 1)
@@ -247,7 +247,7 @@ def test_a_sample_that_shares_too_little_leaves_the_others_as_if_it_were_not_the
     m2 = np.ones((4, 3, 3)) * counts[..., None] * np.array([1, 1, 1, 9])[:, None, None]
     found = standardize(planted(counts, shift, level, m2))
     without = standardize(planted(counts[:3], shift[:3], level))
-    assert found.overlap[3] < LEAST_OVERLAP < found.overlap[:3].min()
+    assert found.overlap[3] < MIN_OVERLAP < found.overlap[:3].min()
     assert_allclose(shifts(found)[3], 0, atol=1e-9)
     assert_allclose(shifts(found)[:3], shifts(without), atol=1e-9)
     assert_allclose(found.samples.std()[3], found.reference.std())

@@ -42,12 +42,12 @@ def fit(z, facts, n_samples=2, *, seed=0, **options):
     return ConditionalBridge.fit(z, facts, n_samples, rng=np.random.default_rng(seed), **options)
 
 
-def neighbours(z, k=15):
+def neighbors(z, k=15):
     return np.argsort(cdist(z, z) + 1e9 * np.eye(len(z)), axis=1)[:, :k]
 
 
-def kept_neighbours(before, after, cells=slice(None)):
-    old, new = neighbours(before)[cells], neighbours(after)[cells]
+def kept_neighbors(before, after, cells=slice(None)):
+    old, new = neighbors(before)[cells], neighbors(after)[cells]
     return np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(old, new, strict=True)])
 
 
@@ -68,11 +68,11 @@ def oracle(bridge, cell, sample, covariates=(), label=-1):
     Covariates are regressed out within states, a known label rules out the states of others.
     """
     covariates = np.asarray(covariates) / bridge.unit
-    possible = np.ones(len(bridge.rounds[0].centers))
+    possible = np.ones(len(bridge.iterations[0].centers))
     if bridge.state_labels is not None and label >= 0 and label in bridge.state_labels:
         possible = np.isin(bridge.state_labels, [label, -1]).astype(float)
     moved = cell
-    for step in bridge.rounds:
+    for step in bridge.iterations:
         cosine = step.centers @ moved / np.linalg.norm(moved)
         weight = possible * np.exp(-2 * (1 - cosine) / bridge.options.width)
         weight = weight * np.exp(step.log_odds[sample])
@@ -81,7 +81,7 @@ def oracle(bridge, cell, sample, covariates=(), label=-1):
         for k, p in enumerate(share):
             slope = (covariates - step.levels[sample, k]) @ step.slopes[k]
             moved = moved - p * (step.shifts[sample, k] + slope)
-    return moved + share @ bridge.kept[sample], share
+    return moved + share @ bridge.retained[sample], share
 
 
 # The fitted bridge is a pure function of a cell and its sample
@@ -198,13 +198,13 @@ def test_the_only_reference_stays_where_it_is(reference):
 
 
 @pytest.mark.parametrize("reference", [None, [True, False], [False, True]])
-def test_a_state_that_one_sample_alone_has_keeps_its_neighbours(reference):
+def test_a_state_that_one_sample_alone_has_keeps_its_neighbors(reference):
     z, facts, kind, _ = embedding(types=((0, 1), (0, 1, 2)), effect=1.0)
     in_reference = None if reference is None else np.array(reference)
     moved = fit(z, facts, in_reference=in_reference).apply(z, facts)
     own = np.flatnonzero(kind == 2)
-    assert kept_neighbours(z, moved, own) > 0.8
-    assert (kind[neighbours(moved)[own]] == 2).mean() > 0.99
+    assert kept_neighbors(z, moved, own) > 0.8
+    assert (kind[neighbors(moved)[own]] == 2).mean() > 0.99
     centers = [moved[kind == k].mean(axis=0) for k in (0, 1, 2)]
     assert min(np.linalg.norm(centers[2] - other) for other in centers[:2]) > 5
 
@@ -235,8 +235,8 @@ def test_shifts_are_shrunk_together_as_defined(effect, reference):
     effective = count**2 / by_group(z, facts.codes, 3, share**2)[0]
     expected, apart, usual, _ = slow_shifts.state_shifts(count, mean, m2, effective, in_reference)
     assert np.abs(expected).max() > 0.1
-    assert_allclose(bridge.rounds[-1].shifts, expected, atol=1e-5)
-    assert_allclose(bridge.specific, apart, atol=1e-5)
+    assert_allclose(bridge.iterations[-1].shifts, expected, atol=1e-5)
+    assert_allclose(bridge.sample_specific, apart, atol=1e-5)
     some = count > 0.01  # nothing is usual or not where a sample has no cell
     assert_allclose(bridge.inlier_weight[some], usual[some], atol=1e-5)
 
@@ -273,12 +273,12 @@ def test_slopes_are_those_of_a_ridge_regression_with_a_level_per_sample(prior):
     z, facts, _ = informed()
     bridge = fit(z, facts, n_states=3, options=StateOptions(prior_slope=prior))
     share = bridge.states(z, facts)
-    assert_allclose(bridge.unit, np.std(centred(facts.covariates, facts.codes), axis=0))
+    assert_allclose(bridge.unit, np.std(centered(facts.covariates, facts.codes), axis=0))
     expected = slow_slopes(z, facts, share, bridge.unit, prior)
-    assert_allclose(bridge.rounds[-1].slopes, expected, atol=1e-6)
+    assert_allclose(bridge.iterations[-1].slopes, expected, atol=1e-6)
 
 
-def centred(x, groups):
+def centered(x, groups):
     """Subtract the mean of its group from each row."""
     return x - np.array([x[groups == g].mean(axis=0) for g in groups])
 
@@ -294,7 +294,7 @@ def test_planted_slopes_are_found_and_removed_and_the_states_stay(seed):
     bridge = fit(z, facts, n_states=2, options=StateOptions(prior_slope=1.0))
     moved, share = bridge.apply(z, facts), bridge.states(z, facts)
     state = [share[kind == k].mean(axis=0).argmax() for k in (0, 1)]
-    assert_allclose(bridge.rounds[-1].slopes[state] / bridge.unit[:, None], planted, atol=0.03)
+    assert_allclose(bridge.iterations[-1].slopes[state] / bridge.unit[:, None], planted, atol=0.03)
     for k in (0, 1):
         cells = kind == k
         assert_allclose(moved[cells].mean(axis=0), z[cells].mean(axis=0), atol=1e-3)
@@ -352,7 +352,7 @@ def test_another_number_of_covariates_is_refused(given):
 # Labels
 
 
-def test_labelled_cells_join_no_state_of_another_label_and_others_go_anywhere():
+def test_labeled_cells_join_no_state_of_another_label_and_others_go_anywhere():
     z, facts, _ = informed()
     # Some labels are wrong: expression alone would put these cells elsewhere.
     facts = facts._replace(labels=np.where(np.arange(len(z)) % 7 == 0, 0, facts.labels))
@@ -361,9 +361,9 @@ def test_labelled_cells_join_no_state_of_another_label_and_others_go_anywhere():
     assert set(bridge.state_labels) == {0, 1}
     for label, other in ((0, 1), (1, 0)):
         assert (share[facts.labels == label][:, bridge.state_labels == other] == 0).all()
-    unlabelled = share[facts.labels == -1]
+    unlabeled = share[facts.labels == -1]
     for label in (0, 1):
-        assert unlabelled[:, bridge.state_labels == label].sum() > 1
+        assert unlabeled[:, bridge.state_labels == label].sum() > 1
     assert_allclose(share.sum(axis=1), 1)
 
 
@@ -415,20 +415,20 @@ def test_no_more_is_removed_than_the_limit_says():
     assert_allclose(bridge.limited(lambda shifts: shifts).apply(z, facts), moved, atol=1e-12)
 
     nothing = bridge.limited(np.zeros_like)
-    assert_array_equal(nothing.rounds[-1].shifts, nothing.kept)
-    assert_array_equal(nothing.place(z, facts).full, everything.full)
-    assert_array_equal(nothing.removed(everything.share, facts.codes), np.zeros_like(z))
+    assert_array_equal(nothing.iterations[-1].shifts, nothing.retained)
+    assert_array_equal(nothing.place(z, facts).corrected, everything.corrected)
+    assert_array_equal(nothing.removed_shift(everything.share, facts.codes), np.zeros_like(z))
 
     little = bridge.limited(lambda shifts: shifts.clip(-0.2, 0.2))
-    removed = everything.full + everything.kept - little.apply(z, facts)
+    removed = everything.corrected + everything.retained - little.apply(z, facts)
     assert np.abs(removed).max() > 0.2  # so much does the limit spare somewhere
-    assert np.abs(little.removed(everything.share, facts.codes)).max() < 0.2 + 1e-9
+    assert np.abs(little.removed_shift(everything.share, facts.codes)).max() < 0.2 + 1e-9
 
 
 def test_what_is_not_removed_stays():
     z, facts, _, _ = embedding(effect=2.0)
     for bridge in (fit(z, facts, strength=0.4), fit(z, facts).limited(np.tanh)):
-        removed = bridge.removed(bridge.states(z, facts), facts.codes)
+        removed = bridge.removed_shift(bridge.states(z, facts), facts.codes)
         assert np.abs(removed).max() > 0.1
         assert_allclose(bridge.apply(z, facts), z - removed, atol=1e-12)
 
@@ -458,8 +458,8 @@ def test_tiny_data(n_cells):
 def test_a_thousand_samples():
     rng = np.random.default_rng(0)
     z, facts = rng.normal(size=(2500, 5)), CellFacts(rng.integers(0, 1000, 2500))
-    bridge = fit(z, facts, 1000, n_states=10, options=StateOptions(rounds=2))
-    assert bridge.rounds[0].shifts.shape == (1000, 10, 5)
+    bridge = fit(z, facts, 1000, n_states=10, options=StateOptions(iterations=2))
+    assert bridge.iterations[0].shifts.shape == (1000, 10, 5)
     assert np.isfinite(bridge.apply(z, facts)).all()
 
 
@@ -483,11 +483,13 @@ def test_default_number_of_states():
     assert [default_n_states(n) for n in (0, 1, 30, 90, 3000, 10**6)] == [1, 1, 1, 3, 100, 100]
 
 
-@pytest.mark.parametrize(("n_cells", "rounds", "message"), [(0, 10, "0 cells"), (5, 0, "0 rounds")])
-def test_nothing_to_fit(n_cells, rounds, message):
+@pytest.mark.parametrize(
+    ("n_cells", "iterations", "message"), [(0, 10, "0 cells"), (5, 0, "0 iterations")]
+)
+def test_nothing_to_fit(n_cells, iterations, message):
     facts = CellFacts(np.zeros(n_cells, dtype=int))
     with pytest.raises(ValueError, match=message):
-        fit(np.ones((n_cells, 3)), facts, options=StateOptions(rounds=rounds))
+        fit(np.ones((n_cells, 3)), facts, options=StateOptions(iterations=iterations))
 
 
 def test_queries_are_placed_by_the_options_of_the_fit():

@@ -5,7 +5,7 @@ import scanpy as sc
 from anndata import read_h5ad, read_zarr
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
-from simulation import mixing, neighbours, purity, simulate, sparse_like
+from simulation import mixing, neighbors, purity, simulate, sparse_like
 from slots import fingerprint, furnished
 
 import bioren
@@ -148,7 +148,7 @@ def test_random_halves_stay_as_they_are(integrate):
     assert np.abs(result.layers["bioren"] - adata.X).mean() < 0.02 * adata.X.std()
     untouched = integrate(adata, strength=0, copy=True)
     pairs = zip(
-        neighbours(result.obsm["X_bioren"]), neighbours(untouched.obsm["X_bioren"]), strict=True
+        neighbors(result.obsm["X_bioren"]), neighbors(untouched.obsm["X_bioren"]), strict=True
     )
     assert np.mean([len(set(a) & set(b)) / 15 for a, b in pairs]) > 0.9
 
@@ -444,7 +444,7 @@ def test_options_are_those_given(integrate, adata):
     assert_array_equal(adata.uns["bioren"]["history"]["epoch"], [0])
 
 
-def test_labels_of_some_cells_part_neither_samples_nor_labelled_cells(integrate):
+def test_labels_of_some_cells_part_neither_samples_nor_labeled_cells(integrate):
     adata = simulate((150, 150), n_genes=60, shift=0.5, seed=3)
     missing = np.random.default_rng(0).random(adata.n_obs) < 0.3
     for without in (missing, (adata.obs["sample"] == "b").to_numpy()):

@@ -3,7 +3,7 @@
     python benchmarks/integration/figures.py [--output FOLDER]
 
 scores.png: bio conservation against removal of batch effects, means over the seeds.
-umap_DATA.png: the cells that were scored, by method (seed 0), coloured by batch and by cell type;
+umap_DATA.png: the cells that were scored, by method (seed 0), colored by batch and by cell type;
 of a graph the layout of all its cells is made and those are shown.
 scaling.png: wall time and peak memory against the number of cells, where scaling.py has run.
 """
@@ -25,7 +25,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 OURS, PEERS = "tab:blue", "0.35"
-# Twenty colours that differ, dark and light ones apart, so that few batches get the dark ones.
+# Twenty colors that differ, dark and light ones apart, so that few batches get the dark ones.
 COLORS = [plt.get_cmap("tab20")(i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 ANGLES = np.arange(12) * np.pi / 6
 AROUND = [(d * np.cos(a), d * np.sin(a)) for d in (8, 14, 22, 32, 44) for a in ANGLES]
@@ -42,7 +42,7 @@ def color_of(name: str) -> str:
 
 
 def draw_scores(runs: pd.DataFrame, path: Path) -> None:
-    """Draw one panel per data set, methods labelled."""
+    """Draw one panel per data set, methods labeled."""
     means = runs.groupby(["data", "method"], sort=False)[MEANS].mean().dropna()
     sets = means.index.unique("data")
     columns = min(3, len(sets))

@@ -1,6 +1,6 @@
 """Every method as a function of prepared cells and a seed, with the settings its authors propose.
 
-It returns an embedding, cells x dimensions, or a `Graph` of neighbours where the method makes
+It returns an embedding, cells x dimensions, or a `Graph` of neighbors where the method makes
 nothing else.  What it may read of `adata` is told in data.py; it may change `adata`.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Graph(NamedTuple):
-    """Neighbours of each cell, cells x cells, where a method gives no embedding."""
+    """Neighbors of each cell, cells x cells, where a method gives no embedding."""
 
     distances: csr_matrix
     connectivities: csr_matrix
@@ -97,7 +97,7 @@ def combat(adata, seed):
 
 
 def bbknn(adata, seed):
-    """Return a graph: BBKNN changes who is a neighbour, and no coordinates."""
+    """Return a graph: BBKNN changes who is a neighbor, and no coordinates."""
     import bbknn
 
     bbknn.bbknn(adata, batch_key="batch", n_pcs=adata.obsm["X_pca"].shape[1])

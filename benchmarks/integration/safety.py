@@ -32,18 +32,18 @@ def public(name: str) -> anndata.AnnData:
     return prepared(Path(os.environ["BIOREN_DATA"]) / f"{name}.h5ad")
 
 
-def neighbours(z: np.ndarray, k: int = 15) -> np.ndarray:
+def neighbors(z: np.ndarray, k: int = 15) -> np.ndarray:
     return NearestNeighbors(n_neighbors=k + 1).fit(z).kneighbors(z)[1][:, 1:]
 
 
 def overlap(before: np.ndarray, after: np.ndarray) -> float:
-    pairs = zip(neighbours(before), neighbours(after), strict=True)
+    pairs = zip(neighbors(before), neighbors(after), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs]))
 
 
 def purity(z: np.ndarray, labels: np.ndarray, cells: np.ndarray | slice = slice(None)) -> float:
-    """Return the share of the 15 nearest neighbours that have the cell's own label."""
-    return float((labels[neighbours(z)[cells]] == labels[cells, None]).mean())
+    """Return the share of the 15 nearest neighbors that have the cell's own label."""
+    return float((labels[neighbors(z)[cells]] == labels[cells, None]).mean())
 
 
 def integrate(adata, key: str, **options):
@@ -52,7 +52,7 @@ def integrate(adata, key: str, **options):
 
 
 def null_halves():
-    """Random halves of one donor, 5 splits: neighbours kept, and genes that differ afterwards."""
+    """Random halves of one donor, 5 splits: neighbors kept, and genes that differ afterwards."""
     adata = public("kang_pbmc_ctrl_8donors")
     adata = adata[adata.obs["batch"] == "1015"].copy()
     sc.pp.pca(adata, n_comps=50)
@@ -68,7 +68,7 @@ def null_halves():
             "harmony": overlap(adata.obsm["X_pca"], theirs),
         }
         for method, share in kept.items():
-            yield "null: share of 15 neighbours kept", method, share
+            yield "null: share of 15 neighbors kept", method, share
         for name, x in (("before", adata.X.toarray()), ("after", even.layers["bioren"])):
             p = np.nan_to_num(ttest_ind(x[half == 0], x[half == 1], equal_var=False).pvalue, nan=1)
             yield "null: share of genes with p < .05", name, (p < 0.05).mean()
@@ -92,13 +92,13 @@ def cell_lines():
         placed[f"bioren {seed}"] = integrated.obsm["X_bioren"]
     for name, z in placed.items():
         method = name.split()[0]
-        yield "cell lines: neighbours of the same line", method, purity(z, kind)
+        yield "cell lines: neighbors of the same line", method, purity(z, kind)
         for line in np.unique(kind):
             cells = kind == line
-            share = (batch[cells][neighbours(z[cells])] != batch[cells, None]).mean()
+            share = (batch[cells][neighbors(z[cells])] != batch[cells, None]).mean()
             part = np.unique(batch[cells], return_counts=True)[1] / cells.sum()
             even = 1 - np.square(part).sum()  # what chance would give
-            yield f"cell lines: {line}, neighbours of other batches / chance", method, share / even
+            yield f"cell lines: {line}, neighbors of other batches / chance", method, share / even
 
 
 def condition():
@@ -156,7 +156,7 @@ def composition():
 
 
 def single_sample_types():
-    """Types that one study alone holds: the neighbours and the marker genes that they keep.
+    """Types that one study alone holds: the neighbors and the marker genes that they keep.
 
     Of the 50 genes that differ most between the type and the study's other cells, told is how much
     of the differences is left, as the slope of those after on those before.
@@ -185,7 +185,7 @@ def single_sample_types():
 
 
 def unseen_genes():
-    """What neighbours of other samples tell of genes that the embedding has not seen.
+    """What neighbors of other samples tell of genes that the embedding has not seen.
 
     What differs between samples plays no part.  What differs between the cells of a sample does,
     whether biology or depth, which is seen in all genes.
@@ -200,12 +200,12 @@ def unseen_genes():
         batch = seen.obs["batch"].to_numpy(dtype=str)
         for method in ("pca", "harmony", "bioren", "bioren, no denoising"):
             told = told_by_others(METHODS[method].run(seen.copy(), 0), batch, unseen)
-            question = f"unseen genes: share told by 15 neighbours of other samples, {name}"
+            question = f"unseen genes: share told by 15 neighbors of other samples, {name}"
             yield question, method, told
 
 
 def told_by_others(z: np.ndarray, batch: np.ndarray, x: np.ndarray) -> float:
-    """Return the share of variance within samples that neighbours of other samples tell.
+    """Return the share of variance within samples that neighbors of other samples tell.
 
     It is r * |r|, the mean over the genes that vary in a sample; samples count by their cells,
     those with fewer than 30 not at all.

@@ -7,8 +7,8 @@ Two of the metrics compare types with one k-means clustering, and one start of k
 moves the total by .02 and more.  The steady total takes their means over eight starts.
 
 A graph has no coordinates, so that silhouettes, k-means and regression on components are left
-blank, and with them bio, batch and total.  For the metrics that look at neighbours alone, the
-neighbours are those of shortest paths along the edges, as in scIB (Luecken et al. 2022).
+blank, and with them bio, batch and total.  For the metrics that look at neighbors alone, the
+neighbors are those of shortest paths along the edges, as in scIB (Luecken et al. 2022).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 - scale: BatchNorm's output and loss do not change with the scale of the weights before it; what
   becomes of this with Batch Renormalization.
 - moments: the error of a minibatch's variance, 2/(B-1), and E[(z_train - z_test)²], 3/(2B).
-- gradients: with frozen statistics, with a minibatch's, renormalised: how they differ, unit by
+- gradients: with frozen statistics, with a minibatch's, renormalized: how they differ, unit by
   unit and in the mean over all minibatches (a small layer whose gradient over 131,072 rows is
   the truth).
 - bridge: z_infer = r z_train + d, and how r and d spread.

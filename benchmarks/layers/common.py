@@ -71,7 +71,7 @@ def parser(description: str, seeds: int = 5) -> argparse.ArgumentParser:
 
 
 def seconds() -> float:
-    """Return the time on the processor since the start, which neighbours do not prolong."""
+    """Return the time on the processor since the start, which neighbors do not prolong."""
     return time.process_time()
 
 

@@ -1,6 +1,6 @@
 """Several copies of one small network, one per seed, trained side by side.
 
-The copies lie in the channels: convolutions have one group per copy, and normalisation works per
+The copies lie in the channels: convolutions have one group per copy, and normalization works per
 channel anyway.  While all values are finite nothing passes from one copy to another, the loss is
 the sum over the copies and Adam works value by value, so that each copy trains as it would alone,
 at a fraction of the time.  Trainings that are expected to diverge run alone: running statistics
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bioren.nn import BatchRenorm2d, LinearLimits
 
 NAMES = {
-    "none": "no normalisation",
+    "none": "no normalization",
     "group": "GroupNorm",
     "batch": "BatchNorm",
     "batch .1": "BatchNorm, momentum .1",
@@ -63,7 +63,7 @@ def conv(copies: int, inside: int, outside: int, **options) -> nn.Conv2d:
 
 
 def classifier(copies: int, normal, width: int = 16) -> nn.Sequential:
-    """Return a network of three convolutions, each normalised by what `normal` returns."""
+    """Return a network of three convolutions, each normalized by what `normal` returns."""
     layers: list[nn.Module] = []
     for inside, outside, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width,) * 2 + (2,)):
         layers += [
@@ -84,7 +84,7 @@ class Pixels(nn.Module):
 
 
 def dense(copies: int, normal, width: int = 64) -> nn.Sequential:
-    """Return three dense layers, normalised: statistics of as many values as there are images."""
+    """Return three dense layers, normalized: statistics of as many values as there are images."""
     layers: list[nn.Module] = [Pixels()]
     for inside in (64, width, width):
         layers += [

@@ -3,7 +3,7 @@
     python benchmarks/layers/defaults.py [--only first accuracy stability] [--network dense]
         [--lengths 300 1400] [--methods NAME ...] [--seeds 5] [--quick]
 
-The paper's schedule is plain batch normalisation for 5,000 steps, however long the training is.
+The paper's schedule is plain batch normalization for 5,000 steps, however long the training is.
 Compared with it are limits without a length in them, and limits that know it ("known length": the
 paper's in proportion).  With m the momentum and t the number of
 minibatches seen, those that follow the running average are (1 + 2a, 5a), where a is
@@ -19,7 +19,7 @@ minibatches seen, those that follow the running average are (1 + 2a, 5a), where 
 - first: the first outputs of a layer that sees N(200, 50), in minibatches of 32 and of 2.
 - accuracy: digits, as in `small_batches.py` (splits by seed; the rate of Adam that does best on
   200 images held out, 500 test images in evaluation), in so many micro-batches.  Each step of the
-  optimiser averages over 16 images, or over one micro-batch of 32.
+  optimizer averages over 16 images, or over one micro-batch of 32.
 - stability: SGD (momentum 0.9), three convolutions, micro-batches of 4, 16 images per step, 400
   steps, each seed by itself; "far off" has pixels from 200 to 250.  "Failed" are runs with less
   than 50% or a loss that is not finite, "spiked" those whose loss, averaged over 20 steps, was
@@ -56,7 +56,7 @@ TRIALS = {f"rate {rate:g}": (rate, False) for rate in (0.03, 0.1, 0.3, 1)} | {
     "far off": (0.03, True)
 }
 STEPS = 400  # of a trial
-IMAGES = 16  # at least, per step of the optimiser
+IMAGES = 16  # at least, per step of the optimizer
 
 
 def filled(momentum: float):

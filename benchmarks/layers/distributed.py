@@ -1,6 +1,6 @@
 """Four ranks of two samples each, against one process with all eight.
 
-A small network (two convolutions, a dense layer, each normalised, and a linear one) learns
+A small network (two convolutions, a dense layer, each normalized, and a linear one) learns
 scikit-learn's digits (8 x 8 pixels) on four gloo ranks under DistributedDataParallel, by SGD with
 momentum 0.9 and a learning rate that falls from 0.05 to 0, the same for all and untuned.  Shards:
 
@@ -18,7 +18,7 @@ overwrite those of all others.  "buffers: own" is forward_sync_buffers=False, wh
 broadcast_buffers before torch 2.13.  BatchNorm trains the same either way.
 
 Before that a check: parameters and running statistics after training on four ranks with
-synchronised layers, minus those of one process, in float64; with equal and unequal numbers of
+synchronized layers, minus those of one process, in float64; with equal and unequal numbers of
 samples, and with a rank that has none.
 
     python benchmarks/layers/distributed.py [--seeds 5] [--steps 600]
@@ -219,7 +219,7 @@ def show_check(found, options):
         net, _ = train(one, "by class", 0, options.check_steps, sizes, torch.float64)
         difference = (found[sizes] - flat(net)).abs().max()
         rows.append({"samples of each rank": str(sizes), "largest difference": f"{difference:.1e}"})
-    title = f"Synchronised on {RANKS} ranks minus one process, {options.check_steps} steps, float64"
+    title = f"Synchronized on {RANKS} ranks minus one process, {options.check_steps} steps, float64"
     show(rows, options.output / "distributed_check.csv", title)
 
 

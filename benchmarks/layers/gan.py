@@ -3,10 +3,10 @@
     python benchmarks/layers/gan.py [--seeds 5] [--steps 3000] [--minibatches 4 32] [--quick]
 
 Generator and discriminator (three convolutions each; Radford et al. 2016) have BatchNorm, the
-same turned into Batch Renormalization by `convert_batchnorm`, or no normalisation, and are
+same turned into Batch Renormalization by `convert_batchnorm`, or no normalization, and are
 trained with minibatches of 4 and of 32 (or others).  As usual, the discriminator sees real and
 drawn images in separate minibatches.  Adam with betas (0.5, 0.999); both learning rates that were
-tried are shown, and nothing is selected.  Momentum is 0.01 for both kinds of normalisation, the
+tried are shown, and nothing is selected.  Momentum is 0.01 for both kinds of normalization, the
 limits of Batch Renormalization go to (3, 5) as in `copies.warm_up`.  ``--methods`` also takes
 "renorm in generator", with BatchNorm in the discriminator.
 
@@ -15,7 +15,7 @@ trained on all digits:
 
 - Fréchet distance: between Gaussians fitted to the features of 2,000 samples and of the 1,797
   digits.  "deployed" has the generator in evaluation, with running statistics; "in training" has
-  it normalise by minibatches of the training's size.
+  it normalize by minibatches of the training's size.
 - classes: the exponential of the entropy of the labels of the samples; 10 is all digits alike.
 - failed: share of seeds whose deployed generator is not finite, has fewer than 5 classes, or is
   further off than the digits of one class alone are (mean over the classes).

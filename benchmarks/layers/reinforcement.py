@@ -1,18 +1,18 @@
 """CrossQ of sb3-contrib on Pendulum-v1, its Batch Renormalization replaced by bioren's.
 
-CrossQ learns without target networks, thanks to normalised critics.  sb3-contrib builds its policy,
-and each of its layers is then swapped, before the optimisers see them: `CrossQ(RenormPolicy, ...)`
+CrossQ learns without target networks, thanks to normalized critics.  sb3-contrib builds its policy,
+and each of its layers is then swapped, before the optimizers see them: `CrossQ(RenormPolicy, ...)`
 is `CrossQ("MlpPolicy", ...)` with bioren's layers.
 
 Four policies from the same initial weights, seed by seed:
 
-- "sb3-contrib": untouched; batch normalisation for `--warm-up` updates, then r up to 3, d to 5;
-- "bioren": the same momentum, eps and jump.  What is left of a difference: bioren normalises by
+- "sb3-contrib": untouched; batch normalization for `--warm-up` updates, then r up to 3, d to 5;
+- "bioren": the same momentum, eps and jump.  What is left of a difference: bioren normalizes by
   the biased variance (sb3-contrib: the unbiased one) and adds eps once (sb3-contrib: twice);
 - "bioren, ramp": limits widen linearly, from the warm-up to four times the warm-up;
-- "no renorm": limits (1, 0), that is plain batch normalisation, to tell what the layer is for.
+- "no renorm": limits (1, 0), that is plain batch normalization, to tell what the layer is for.
 
-sb3-contrib's warm-up of 100,000 updates is longer than these runs; 1,000 lets renormalisation
+sb3-contrib's warm-up of 100,000 updates is longer than these runs; 1,000 lets renormalization
 act for most of a run.  (The actor is updated every third step, and counts its own updates.)
 Learning rate 1e-3, batch 256 and all else are sb3-contrib's defaults; the networks are smaller,
 64 x 64 for the actor and 128 x 128 for the critics, to fit a CPU.  The return is that of the
@@ -54,7 +54,7 @@ def ramp(theirs):
 
 
 def never(theirs):
-    """Return the limits of plain batch normalisation."""
+    """Return the limits of plain batch normalization."""
     return 1.0, 0.0
 
 
@@ -225,7 +225,7 @@ def draw(results, every, path):
         steps = every * np.arange(1, len(mean) + 1)
         (line,) = ax.plot(steps, mean, label=name)
         ax.fill_between(steps, mean - half, mean + half, color=line.get_color(), alpha=0.15, lw=0)
-    ax.axhline(SOLVED, color="grey", lw=0.8, ls=":")
+    ax.axhline(SOLVED, color="gray", lw=0.8, ls=":")
     ax.set(xlabel="steps in the environment", ylabel="return of the deterministic policy")
     ax.set_title(f"CrossQ on Pendulum-v1, mean and 95% interval of {len(curves)} seeds")
     ax.set_ylim(bottom=-1700, top=0)

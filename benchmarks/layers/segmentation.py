@@ -4,9 +4,9 @@ A small MONAI UNet (8, 16, 32 channels, one residual unit each) learns to find s
 synthetic volumes (24 x 24 x 24) under noise, of two kinds:
 
 - "uncalibrated", like MR: each volume has its own gain (log-normal, 0.3) and offset (normal, 0.3),
-  as scanners differ.  To normalise each volume by itself removes just that;
+  as scanners differ.  To normalize each volume by itself removes just that;
 - "calibrated", like CT: dense spheres are wanted, soft ones are not, and a volume has soft ones,
-  dense ones or both.  To normalise each volume by itself hides which.  Noise differs by volume.
+  dense ones or both.  To normalize each volume by itself hides which.  Noise differs by volume.
 
 24 volumes to train on, 16 held out, new for each seed; Dice and cross-entropy loss, Adam at a
 learning rate that falls from 0.003 to 0, the same for all and untuned; the same number of steps
@@ -84,9 +84,9 @@ KINDS = {"uncalibrated": uncalibrated, "calibrated": calibrated}
 
 
 def network(name):
-    """Return a network that ends in eight normalised channels and a convolution of its own.
+    """Return a network that ends in eight normalized channels and a convolution of its own.
 
-    MONAI would normalise the single output channel too, which GroupNorm cannot.
+    MONAI would normalize the single output channel too, which GroupNorm cannot.
     """
     unet = UNet(3, 1, 8, (8, 16, 32), (2, 2), num_res_units=1, norm=NORMS[name])
     return nn.Sequential(unet, nn.Conv3d(8, 1, 1))

@@ -14,7 +14,7 @@ in evaluation: with running statistics.  Splits differ by seed.
 
 "BatchNorm" has the momentum of BatchRenorm, 0.01; torch's usual 0.1 is a row of its own.
 BatchRenorm's limits go from (1, 0) to (3, 5) as in the paper: 10% of the training are plain batch
-normalisation, d reaches its limit after 25%, r after 40%.  "Averaged backward" has the means in
+normalization, d reaches its limit after 25%, r after 40%.  "Averaged backward" has the means in
 its gradient averaged over 16 micro-batches, too (Yan et al. 2020, arXiv:2001.06838).
 """
 
@@ -26,7 +26,7 @@ from common import figure, interval, parser, plus_minus, save, seconds, set_up, 
 from copies import COLORS, NAMES, accuracy, classifier, dense, digits, loss, normalizer
 
 RATES = (1e-3, 3e-3, 1e-2)
-IMAGES = 64  # per step of the optimiser
+IMAGES = 64  # per step of the optimizer
 TEST, HELD_OUT = 500, 200
 NETWORKS = {"conv": classifier, "dense": dense}
 
@@ -98,7 +98,7 @@ def draw(found: dict, sizes, path) -> None:
             axis.set(title=f"micro-batches of {size}, {'one class' if one_class else 'iid'}")
             axis.set_ylim(0, 100)
             axis.grid(alpha=0.3)
-    fig.supxlabel("step of the optimiser (64 images each)")
+    fig.supxlabel("step of the optimizer (64 images each)")
     fig.supylabel("test accuracy in evaluation, %")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save(fig, path)
@@ -106,7 +106,7 @@ def draw(found: dict, sizes, path) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=300, help="steps of the optimiser")
+    options.add_argument("--steps", type=int, default=300, help="steps of the optimizer")
     options.add_argument("--network", choices=NETWORKS, default="conv", help="what is trained")
     args = options.parse_args()
     build, path = NETWORKS[args.network], args.output / f"small_batches_{args.network}"

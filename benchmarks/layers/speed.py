@@ -1,4 +1,4 @@
-"""Cost of forward and backward of the layers beside torch's batch normalisation and the peers.
+"""Cost of forward and backward of the layers beside torch's batch normalization and the peers.
 
     python benchmarks/layers/speed.py [--rounds 30] [--threads 1] [--compiled] [--device cuda]
 

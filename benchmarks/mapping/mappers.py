@@ -67,7 +67,7 @@ def fit_pca(reference, seed):
 
 
 def map_pca(query, reference, fitted):
-    """Project, and correct nothing; the score is the mean distance to the nearest neighbours."""
+    """Project, and correct nothing; the score is the mean distance to the nearest neighbors."""
     from sklearn.neighbors import NearestNeighbors
 
     z = fitted.model.transform(query.X.toarray())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bioren.reference.genes import FEWEST, MatchedGenes
+from bioren.arrays.shapes import Positions
+from bioren.reference.genes import MIN_GENES, MatchedGenes
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?", re.IGNORECASE)
 
 
 def match_genes(
-    adata: AnnData, genes: pd.Index, variable: np.ndarray, *, genes_key: str | None = None
+    adata: AnnData, genes: pd.Index, variable: Positions, *, genes_key: str | None = None
 ) -> MatchedGenes:
     """Find the genes of a query among those of a reference, in any order.
 
@@ -63,10 +64,10 @@ def match_genes(
         )
         raise ValueError(msg)
     n_variable = int(np.isin(variable, place[shared]).sum())
-    if n_variable < FEWEST:
+    if n_variable < MIN_GENES:
         msg = (
             f"The query has {n_variable} of the {len(variable)} genes that tell the reference's "
-            f"cell states apart, at least {FEWEST} are needed. Query: {listed(names, 3)}; "
+            f"cell states apart, at least {MIN_GENES} are needed. Query: {listed(names, 3)}; "
             f"reference: {listed(genes, 3)}. {_advice(adata, names, genes, genes_key=genes_key)}"
         )
         raise ValueError(msg)

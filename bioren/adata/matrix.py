@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
+from bioren.arrays.shapes import CellsByDims, Positions
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ __all__ = [
 #: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
 LARGEST_LOG = 50.0
 
-#: Entries of the rows in which a normalisation is looked for.
+#: Entries of the rows in which a normalization is looked for.
 SAMPLED_ENTRIES = 2**20
 
 #: States are directions in an embedding; one dimension has no directions to tell apart.
-FEWEST_DIMENSIONS = 2
+MIN_DIMENSIONS = 2
 
 
 class Values(NamedTuple):
@@ -82,7 +83,7 @@ class Cells(NamedTuple):
     x: Any
     values: Values
     genes: pd.Index
-    variable: np.ndarray
+    variable: Positions
 
     def variable_matrix(self) -> Block:
         """Return the variable genes' columns, in memory, as an ndarray or in CSR form.
@@ -92,7 +93,7 @@ class Cells(NamedTuple):
         ValueError
             They are too few for an embedding, which has a dimension less than there are genes.
         """
-        if len(self.variable) <= FEWEST_DIMENSIONS:
+        if len(self.variable) <= MIN_DIMENSIONS:
             marked = len(self.variable) < len(self.genes)
             msg = f"An embedding needs three genes or more, received {len(self.variable)}" + (
                 f" marked in var['highly_variable'], of {len(self.genes)}." if marked else "."
@@ -193,7 +194,7 @@ def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
     return _readable(x)
 
 
-def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
+def read_embedding(adata: AnnData, use_rep: str) -> CellsByDims:
     """Return ``adata.obsm[use_rep]``, shape ``(cells, dims)``, as floating point numbers.
 
     Raises
@@ -208,10 +209,10 @@ def read_embedding(adata: AnnData, use_rep: str) -> np.ndarray:
         raise KeyError(msg)
     z = on_host(adata.obsm[use_rep])
     z = z.toarray() if sparse.issparse(z) else np.asarray(z)
-    if z.ndim != 2 or len(z) == 0 or z.shape[1] < FEWEST_DIMENSIONS:
+    if z.ndim != 2 or len(z) == 0 or z.shape[1] < MIN_DIMENSIONS:
         msg = (
             f"obsm[{use_rep!r}] has the shape {z.shape}; expected cells x dimensions, with at "
-            f"least one cell and {FEWEST_DIMENSIONS} dimensions."
+            f"least one cell and {MIN_DIMENSIONS} dimensions."
         )
         raise ValueError(msg)
     wrong = int((~np.isfinite(z)).sum())
@@ -275,7 +276,7 @@ def check_log_scale(values: Values) -> None:
     """
     if values.like_counts:
         msg = (
-            "These values look like counts, or were not log-transformed. Normalise them first:\n"
+            "These values look like counts, or were not log-transformed. Normalize them first:\n"
             "    sc.pp.normalize_total(adata, target_sum=1e4)\n"
             "    sc.pp.log1p(adata)\n"
             "(or name the layer that holds log-expression: layer=...)."
@@ -303,7 +304,7 @@ def look_through(x: Any) -> Values:
     """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
     wrong, negative, n_above, n_whole, largest = 0, False, 0, 0, 0.0
     for _, block in row_blocks(x):
-        values = block.data if sparse.issparse(block) else np.asarray(block)
+        values = block if isinstance(block, np.ndarray) else block.data
         wrong += int((~np.isfinite(values)).sum())
         negative = negative or bool((values < 0).any())
         above = values[values > 1]
@@ -322,7 +323,7 @@ def target_sum(x: Any) -> float | None:
     for _, block in row_blocks(x, entries=SAMPLED_ENTRIES):
         if block.min() < 0:
             return None
-        molecules = block.expm1() if sparse.issparse(block) else np.expm1(block)
+        molecules = np.expm1(block) if isinstance(block, np.ndarray) else block.expm1()
         sums = np.asarray(molecules.sum(axis=1), dtype=np.float64).ravel()
         typical = float(np.median(sums))
         return round(typical, -1) if np.ptp(sums) <= 0.01 * typical else None
@@ -334,8 +335,8 @@ def check_same_sum(x: Any, expected: float | None) -> None:
     found = target_sum(x)
     if found and expected and not 0.9 < found / expected < 1.1:
         msg = (
-            f"The query was normalised to {found:,.0f} molecules per cell, the reference to "
-            f"{expected:,.0f}. Normalise it anew from counts: "
+            f"The query was normalized to {found:,.0f} molecules per cell, the reference to "
+            f"{expected:,.0f}. Normalize it anew from counts: "
             f"sc.pp.normalize_total(adata, target_sum={expected:g})."
         )
         warnings.warn(msg, stacklevel=4)

@@ -12,17 +12,18 @@ from bioren.adata.matrix import look_through
 from bioren.adata.obs import read_batches
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import BoolPerGene, CountPerSample, SampleCodes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["mark_variable_genes", "normalize_counts"]
 
-#: Molecules per cell after normalisation.
+#: Molecules per cell after normalization.
 TARGET_SUM = 1e4
 
 #: Samples of fewer cells have no say in which genes vary.
-FEWEST_CELLS = 20
+MIN_CELLS = 20
 
 
 def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
@@ -94,7 +95,7 @@ def mark_variable_genes(
     cells = np.bincount(codes)
     if x.min() < 0:
         variance = Moments.by_group(x, codes, len(cells)).var()  # samples x genes
-        within = variance[cells >= min(FEWEST_CELLS, cells.max())].mean(axis=0)
+        within = variance[cells >= min(MIN_CELLS, cells.max())].mean(axis=0)
         marked = np.argsort(np.argsort(-within)) < n_genes
     else:
         marked = _dispersed(x, codes, cells, n_genes=n_genes, log1p=adata.uns.get("log1p"))
@@ -103,13 +104,13 @@ def mark_variable_genes(
 
 
 def _dispersed(
-    x: Any, codes: np.ndarray, cells: np.ndarray, *, n_genes: int, log1p: Any
-) -> np.ndarray:
+    x: Any, codes: SampleCodes, cells: CountPerSample, *, n_genes: int, log1p: Any
+) -> BoolPerGene:
     """Return which genes scanpy finds variable by batch."""
     import scanpy as sc
     from anndata import AnnData
 
-    large = cells[codes] >= FEWEST_CELLS
+    large = cells[codes] >= MIN_CELLS
     by_sample = bool(large.any())
     if by_sample:
         x, codes = x[large], codes[large]
@@ -123,8 +124,7 @@ def _dispersed(
     table = sc.pp.highly_variable_genes(
         source, n_top_genes=n_genes, batch_key="sample" if by_sample else None, inplace=False
     )
-    marked: np.ndarray = table.loc[source.var_names, "highly_variable"].to_numpy(dtype=bool)
-    return marked
+    return table.loc[source.var_names, "highly_variable"].to_numpy(dtype=bool)
 
 
 def _numbers(n: int) -> pd.Index:

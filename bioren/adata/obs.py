@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bioren.arrays.groups import Batches, BatchKey
+from bioren.arrays.shapes import CellsByCovariates, LabelCodes, Positions
 from bioren.effects.diagnosis import confounding, warn_confounded
 from bioren.wording import choices, listed
 
@@ -99,7 +100,7 @@ def one_sample(adata: AnnData, key: str = "bioren_sample", name: str = "query") 
 
 def read_labels(
     adata: AnnData, labels_key: str, *, names: Sequence[str] | None = None
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[LabelCodes, list[str]]:
     """Read the label of each cell; missing ones are allowed.
 
     Parameters
@@ -135,7 +136,7 @@ def read_labels(
     return of_category[found.cat.codes], list(names)
 
 
-def read_covariates(adata: AnnData, keys: Sequence[str] | None) -> np.ndarray:
+def read_covariates(adata: AnnData, keys: Sequence[str] | None) -> CellsByCovariates:
     """Read continuous covariates, shape ``(cells, len(keys))``, float64.
 
     Raises
@@ -169,7 +170,7 @@ def list_of(keys: str | Sequence[str] | None) -> list[str]:
     return [keys] if isinstance(keys, str) else list(keys)
 
 
-def check_shared(labels_key: str, labels: np.ndarray, batches: Batches) -> None:
+def check_shared(labels_key: str, labels: LabelCodes, batches: Batches) -> None:
     """Refuse labels of which no two samples share one: nothing could be compared within them.
 
     Raises
@@ -188,7 +189,7 @@ def check_shared(labels_key: str, labels: np.ndarray, batches: Batches) -> None:
 
 def read_shared_labels(
     adata: AnnData, labels_key: str | None, batches: Batches
-) -> tuple[np.ndarray | None, list[str] | None]:
+) -> tuple[LabelCodes | None, list[str] | None]:
     """Read labels within which samples are compared; None: there are none.
 
     See `read_labels` and `check_shared`.
@@ -213,7 +214,7 @@ def check_condition(adata: AnnData, condition_key: str | None, batches: Batches)
         warn_confounded(batches.key, condition_key, confounding(batches.codes, condition))
 
 
-def read_controls(adata: AnnData, controls_key: str, batches: Batches) -> np.ndarray:
+def read_controls(adata: AnnData, controls_key: str, batches: Batches) -> Positions:
     """Return the positions of the cells marked as controls.
 
     Raises
@@ -285,7 +286,7 @@ def _column(adata: AnnData, key: Any, argument: str) -> pd.Series:
     return adata.obs[key]
 
 
-def _positions(wanted: Sequence[str], names: Sequence[str]) -> np.ndarray:
+def _positions(wanted: Sequence[str], names: Sequence[str]) -> Positions:
     position = {name: i for i, name in enumerate(names)}
     return np.array([position[name] for name in wanted], dtype=np.int64)
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from bioren._version import __version__
 from bioren.arrays.groups import Batches, BatchKey
+from bioren.arrays.shapes import CountPerSample, PerDim, SamplesByGenes
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
 
@@ -61,12 +62,12 @@ class Effects(NamedTuple):
     batch_key: BatchKey
     samples: list[str]
     genes: list[str]
-    cells: np.ndarray
-    r: np.ndarray
-    d: np.ndarray
-    standard_error_r: np.ndarray
-    standard_error_d: np.ndarray
-    removed: np.ndarray
+    cells: CountPerSample
+    r: SamplesByGenes
+    d: SamplesByGenes
+    standard_error_r: SamplesByGenes
+    standard_error_d: SamplesByGenes
+    removed: SamplesByGenes
     standardized: bool
     settings: Mapping[str, Any]
     version: str
@@ -175,7 +176,7 @@ def write_fit(
     adata: AnnData,
     key: str,
     diagnosis: Diagnosis,
-    reliability: np.ndarray,
+    reliability: PerDim,
     variable_genes: pd.Index,
     history: pd.DataFrame,
 ) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from bioren.arrays.groups import Batches
+from bioren.arrays.shapes import BoolPerSample
 from bioren.reference.population import Population
 
 __all__ = ["Reference", "read_reference", "reference_text"]
@@ -19,7 +18,7 @@ Reference: TypeAlias = "str | Sequence[str] | Population | Path | None"
 
 def read_reference(
     reference: Reference, batches: Batches
-) -> tuple[np.ndarray | None, Population | None]:
+) -> tuple[BoolPerSample | None, Population | None]:
     """Return the samples that make up the reference, or the population that is.
 
     Parameters

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from bioren.adata.matrix import Cells, check_log_scale, read_cells
 from bioren.adata.obs import (
     check_condition,
@@ -18,6 +16,7 @@ from bioren.adata.obs import (
 )
 from bioren.adata.reference import Reference, read_reference
 from bioren.arrays.groups import Batches, BatchKey
+from bioren.arrays.shapes import BoolPerSample, Positions
 from bioren.effects.states import CellFacts
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ class Design(NamedTuple):
     batches: Batches
     facts: CellFacts
     labels: list[str] | None
-    controls: np.ndarray | None
-    in_reference: np.ndarray | None
+    controls: Positions | None
+    in_reference: BoolPerSample | None
     population: Population | None
 
     @property

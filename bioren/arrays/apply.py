@@ -8,12 +8,13 @@ import numpy as np
 from scipy import sparse
 
 from bioren.arrays.blocks import Block, row_blocks, stacked
+from bioren.arrays.shapes import CellsByGenes, SampleCodes, SamplesByGenes
 from bioren.bridge import AffineBridge
 
 __all__ = ["apply_by_sample", "result_dtype", "scale_by_sample", "scale_rows"]
 
 
-def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndarray:
+def apply_by_sample(x: Any, codes: SampleCodes, bridges: AffineBridge) -> CellsByGenes:
     """Return ``scale[codes] * x + shift[codes]``, dense, shape ``(cells, genes)``.
 
     Parameters
@@ -35,7 +36,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
     for rows, block in row_blocks(x):
         samples = codes[rows]
         scaled = scale_rows(block, bridges.scale, samples)
-        if not sparse.issparse(scaled):
+        if isinstance(scaled, np.ndarray):
             out[rows] = scaled + bridges.shift[samples]
             continue
         np.take(of_zero, samples, axis=0, out=out[rows])
@@ -45,7 +46,7 @@ def apply_by_sample(x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndar
     return out
 
 
-def scale_by_sample(x: Any, codes: np.ndarray, scale: np.ndarray) -> Block:
+def scale_by_sample(x: Any, codes: SampleCodes, scale: SamplesByGenes) -> Block:
     """Return ``scale[codes] * x``, in CSR form where `x` is sparse; dtype as `apply_by_sample`."""
     dtype = result_dtype(x)
     return stacked(
@@ -53,9 +54,9 @@ def scale_by_sample(x: Any, codes: np.ndarray, scale: np.ndarray) -> Block:
     )
 
 
-def scale_rows(block: Block, scale: np.ndarray, codes: np.ndarray) -> Block:
+def scale_rows(block: Block, scale: SamplesByGenes, codes: SampleCodes) -> Block:
     """Multiply each row of a block by its sample's row of `scale`; sparse stays sparse."""
-    if not sparse.issparse(block):
+    if isinstance(block, np.ndarray):
         return block * scale[codes]
     sample = np.repeat(codes, np.diff(block.indptr))
     data = block.data * scale[sample, block.indices]

@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import sparse
 
-#: Rows in memory: an ndarray or a CSR matrix.  (SciPy ships no types to say so.)
-Block: TypeAlias = Any
+from bioren.arrays.shapes import Positions
+
+#: Rows in memory: an ndarray or a CSR matrix.
+Block: TypeAlias = np.ndarray | sparse.csr_matrix
 
 #: Entries of a block if it were dense: 64 MiB in double precision.
 BLOCK_ENTRIES = 2**23
@@ -78,8 +80,7 @@ def stacked(blocks: list[Block]) -> Block:
 
 def to_dense(block: Block) -> np.ndarray:
     """Return the block as an ndarray."""
-    dense: np.ndarray = block.toarray() if sparse.issparse(block) else np.asarray(block)
-    return dense
+    return np.asarray(block) if isinstance(block, np.ndarray) else block.toarray()
 
 
 def _row_sliceable(x: Any) -> Any:
@@ -89,7 +90,7 @@ def _row_sliceable(x: Any) -> Any:
     return x.tocsr() if sparse.issparse(x) and x.format != "csr" else x
 
 
-def gather_rows(x: Any, cells: np.ndarray) -> Block:
+def gather_rows(x: Any, cells: Positions) -> Block:
     """Return some rows of any matrix that `row_blocks` reads, given in ascending order."""
     found = []
     for rows, block in row_blocks(x):

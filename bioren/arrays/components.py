@@ -15,6 +15,7 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 
 from bioren.arrays.apply import scale_rows
 from bioren.arrays.blocks import Block, gather_rows, row_blocks
+from bioren.arrays.shapes import CellsByDims, GenesByDims, PerGene, SampleCodes
 from bioren.bridge import AffineBridge
 
 __all__ = ["Projection"]
@@ -38,17 +39,17 @@ class Projection:
         Orthonormal columns, shape ``(genes, components)``.
     """
 
-    center: np.ndarray
-    loadings: np.ndarray
+    center: PerGene
+    loadings: GenesByDims
 
     @classmethod
     def fit(
         cls,
         x: Any,
-        codes: np.ndarray,
+        codes: SampleCodes,
         bridges: AffineBridge,
         *,
-        center: np.ndarray,
+        center: PerGene,
         n_components: int,
         rng: np.random.Generator,
     ) -> Projection:
@@ -95,7 +96,7 @@ class Projection:
         rows *= np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
         return cls(center, np.ascontiguousarray(rows.T))
 
-    def apply(self, x: Any, codes: np.ndarray, bridges: AffineBridge) -> np.ndarray:
+    def apply(self, x: Any, codes: SampleCodes, bridges: AffineBridge) -> CellsByDims:
         """Return the embedding of all rows of `x`, shape ``(cells, components)``, float32."""
         out = np.empty((x.shape[0], self.loadings.shape[1]), dtype=np.float32)
         for rows, block in row_blocks(x):
@@ -105,7 +106,7 @@ class Projection:
 
 
 def _centered(
-    block: Block, codes: np.ndarray, bridges: AffineBridge, *, center: np.ndarray
+    block: Block, codes: SampleCodes, bridges: AffineBridge, *, center: PerGene
 ) -> LinearOperator:
     """Return ``scale[codes] * block + shift[codes] - center`` as an operator."""
     scaled = scale_rows(block, bridges.scale, codes)
@@ -116,12 +117,10 @@ def _centered(
     )
 
     def forward(v: np.ndarray) -> np.ndarray:
-        product: np.ndarray = scaled @ v + (offset @ v)[codes]
-        return product
+        return scaled @ v + (offset @ v)[codes]
 
     def backward(u: np.ndarray) -> np.ndarray:
-        product: np.ndarray = scaled.T @ u + offset.T @ (membership @ u)
-        return product
+        return scaled.T @ u + offset.T @ (membership @ u)
 
     return LinearOperator(
         scaled.shape,

@@ -1,15 +1,20 @@
-"""Cells by sample and by state: which sample each is from, and sums over groups.
-
-Arrays: shares cells x states, codes cells, tables samples x states.
-"""
+"""Cells by sample and by state: which sample each is from, and sums over groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByDims,
+    CellsByStates,
+    SampleCodes,
+    SamplesByStates,
+    SamplesByStatesByDims,
+)
 from bioren.wording import listed
 
 __all__ = ["TINY", "BatchKey", "Batches", "effective_cells", "mixed", "sample_sums"]
@@ -36,7 +41,7 @@ class Batches(NamedTuple):
 
     key: BatchKey
     names: list[str]
-    codes: np.ndarray
+    codes: SampleCodes
 
     def check_several(self) -> None:
         """Refuse a single sample.
@@ -53,8 +58,13 @@ class Batches(NamedTuple):
             )
             raise ValueError(msg)
 
-    def select(self, reference: str | Sequence[str] | None) -> np.ndarray | None:
+    def select(self, reference: Any) -> BoolPerSample | None:
         """Return which samples `reference` names, boolean of shape ``(samples,)``; None for None.
+
+        Parameters
+        ----------
+        reference
+            A name or several, or labels that read like them, such as 1 for "1"; or None.
 
         Raises
         ------
@@ -75,7 +85,7 @@ class Batches(NamedTuple):
         return np.isin(self.names, wanted)
 
 
-def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+def sample_sums(share: CellsByStates, codes: SampleCodes, n_samples: int) -> SamplesByStates:
     """Sum the rows of each sample, samples x states, in double precision."""
     sums = np.zeros((n_samples, share.shape[1]))
     order = np.argsort(codes, kind="stable")
@@ -85,7 +95,7 @@ def sample_sums(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndar
     return sums
 
 
-def mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+def mixed(share: CellsByStates, codes: SampleCodes, table: SamplesByStatesByDims) -> CellsByDims:
     """Return the mean of a table's rows, samples x states x dims, by each cell's shares."""
     mixed = np.empty((len(share), table.shape[-1]))
     for sample in np.unique(codes):
@@ -94,9 +104,8 @@ def mixed(share: np.ndarray, codes: np.ndarray, table: np.ndarray) -> np.ndarray
     return mixed
 
 
-def effective_cells(share: np.ndarray, codes: np.ndarray, n_samples: int) -> np.ndarray:
+def effective_cells(share: CellsByStates, codes: SampleCodes, n_samples: int) -> SamplesByStates:
     """Return how many whole cells the shares are worth, samples x states (Kish 1965)."""
     total = sample_sums(share, codes, n_samples)
     square = sample_sums(share**2, codes, n_samples)
-    effective: np.ndarray = total**2 / np.maximum(square, TINY)
-    return effective
+    return total**2 / np.maximum(square, TINY)

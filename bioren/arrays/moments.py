@@ -7,22 +7,29 @@ states.  Implicit zeros of sparse matrices are counted and never filled in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import numpy as np
 from scipy import sparse
 
 from bioren.arrays.blocks import Block, check_matrix, row_blocks
+from bioren.arrays.shapes import (
+    CellsByStates,
+    PerGene,
+    PerState,
+    Positions,
+    SampleCodes,
+    StatesByGenes,
+)
+from bioren.bridge import Array
 
 __all__ = ["Moments"]
 
-Array = Any  # numpy.ndarray or torch.Tensor
-
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
-class Moments:
+class Moments(Generic[Array]):
     """Count, mean and sum of squared deviations of a set of cells, per gene.
 
     Attributes
@@ -48,7 +55,7 @@ class Moments:
     m2: Array
 
     @classmethod
-    def of(cls, x: Any) -> Self:
+    def of(cls, x: Any) -> Moments[Any]:
         """Return the moments of all rows of `x`.
 
         Parameters
@@ -71,7 +78,7 @@ class Moments:
     @classmethod
     def by_group(
         cls, x: Any, codes: np.ndarray, n_groups: int, weights: np.ndarray | None = None
-    ) -> Self:
+    ) -> Moments[np.ndarray]:
         """Return the moments of the rows of each group.
 
         Parameters
@@ -107,21 +114,21 @@ class Moments:
         return total[:, 0] if weights is None else total
 
     @classmethod
-    def empty(cls, groups: tuple[int, ...], n_genes: int) -> Self:
+    def empty(cls, groups: tuple[int, ...], n_genes: int) -> Moments[np.ndarray]:
         """Return the moments of no cells."""
         shape = (*groups, n_genes)
-        return cls(np.zeros(groups), np.zeros(shape), np.zeros(shape))
+        return Moments(np.zeros(groups), np.zeros(shape), np.zeros(shape))
 
     @classmethod
-    def stacked(cls, parts: Sequence[Moments]) -> Self:
+    def stacked(cls, parts: Sequence[Moments[np.ndarray]]) -> Moments[np.ndarray]:
         """Return the groups of all parts, one below the other along the first axis."""
-        return cls(
+        return Moments(
             np.concatenate([part.count for part in parts]),
             np.concatenate([part.mean for part in parts]),
             np.concatenate([part.m2 for part in parts]),
         )
 
-    def merge(self, other: Moments) -> Self:
+    def merge(self, other: Moments[Array]) -> Self:
         """Return the moments of both sets of cells together."""
         count = self.count + other.count
         share = other.count / (count + (count == 0))
@@ -140,7 +147,7 @@ class Moments:
         """
         return type(self)(self.count, scale * self.mean + shift, scale**2 * self.m2)
 
-    def subtract(self, other: Moments) -> Self:
+    def subtract(self, other: Moments[Array]) -> Self:
         """Return the moments of what is left once the cells of `other` are taken out again.
 
         Raises
@@ -189,12 +196,12 @@ class Moments:
         """Return the moments of the genes at `index` of the last axis."""
         return type(self)(self.count, self.mean[..., index], self.m2[..., index])
 
-    def _add(self, group: int, other: Moments) -> None:
+    def _add(self, group: int, other: Moments[Array]) -> None:
         merged = self[group].merge(other)
         self.count[group], self.mean[group], self.m2[group] = merged.count, merged.mean, merged.m2
 
     @classmethod
-    def _weighted(cls, x: Block, weights: np.ndarray) -> Self:
+    def _weighted(cls, x: Block, weights: CellsByStates) -> Moments[np.ndarray]:
         """Return the moments of one block per state: x is cells x genes, weights cells x states.
 
         Deviations are taken from the block's own mean, so that nothing large cancels.  Weights
@@ -211,29 +218,28 @@ class Moments:
             second = weights.T @ np.square(deviation, out=deviation)
         offset = first / (count + (count == 0))[:, None]
         mean = (center + offset) * (count > 0)[:, None]
-        return cls(count, mean, (second - first * offset).clip(0))
+        return Moments(count, mean, (second - first * offset).clip(0))
 
     @classmethod
-    def _of_tensor(cls, x: Any) -> Self:
+    def _of_tensor(cls, x: Any) -> Moments[Any]:
         import torch
 
         # Apple's GPUs have no double precision.
         x = x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
         count = torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)
         mean = x.sum(dim=0) / count.clamp(min=1)
-        return cls(count, mean, (x - mean).square().sum(dim=0))
+        return Moments(count, mean, (x - mean).square().sum(dim=0))
 
 
 def _sparse_sums(
-    x: sparse.csr_matrix, center: np.ndarray, weights: np.ndarray, *, count: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    x: sparse.csr_matrix, center: PerGene, weights: CellsByStates, *, count: PerState
+) -> tuple[StatesByGenes, StatesByGenes]:
     """Sum deviations from `center` and their squares; states x genes, implicit zeros counted."""
     stored = x.astype(np.float64)  # a copy whose data are overwritten in turn
 
-    def total(data: np.ndarray) -> np.ndarray:
+    def total(data: np.ndarray) -> StatesByGenes:
         stored.data = data
-        sums: np.ndarray = (stored.T @ weights).T  # states x genes
-        return sums
+        return (stored.T @ weights).T  # states x genes
 
     deviation = stored.data - center[x.indices]
     zeros = count[:, None] - total(np.ones(x.nnz))
@@ -242,7 +248,7 @@ def _sparse_sums(
     return first, second
 
 
-def _parts(block: Block, codes: np.ndarray) -> Any:
+def _parts(block: Block, codes: SampleCodes) -> Iterator[tuple[int, Block, Positions | slice]]:
     """Yield (group, its rows of the block, their positions), each group once."""
     order = np.argsort(codes, kind="stable")
     groups, starts = np.unique(codes[order], return_index=True)

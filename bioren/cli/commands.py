@@ -80,7 +80,7 @@ def demo(
         found = run(output, rng=seed, progress=not quiet)
         typer.echo("\nPlanted against recovered, rank correlation over the genes:")
         typer.echo(found.recovery.to_string(float_format="{:.3f}".format))
-        typer.echo("\nOf a cell's 15 nearest neighbours, how many are of the same type, or lab:")
+        typer.echo("\nOf a cell's 15 nearest neighbors, how many are of the same type, or lab:")
         typer.echo(found.scores.to_string(float_format="{:.0%}".format))
         typer.echo(f"\nPicture:         {found.figure}\nIntegrated data: {found.data}")
 
@@ -180,7 +180,7 @@ def integrate(
 ) -> None:
     """Remove batch effects from IN.h5ad and write the result to OUT.h5ad.
 
-    Counts in X are normalised first (10,000 per cell, log1p, variable genes by batch) and kept
+    Counts in X are normalized first (10,000 per cell, log1p, variable genes by batch) and kept
     in layers["counts"].  Log-expression is taken as it is.
 
     OUT.h5ad holds all that IN.h5ad holds, and in addition obsm["X_bioren"], the embedding for
@@ -282,7 +282,7 @@ def map_query(
 ) -> None:
     """Map the cells of QUERY.h5ad onto the reference in MODEL, and write them to OUT.h5ad.
 
-    Nothing is trained, and no cell of the reference is needed.  Counts in X are normalised first,
+    Nothing is trained, and no cell of the reference is needed.  Counts in X are normalized first,
     as those of the reference were, and kept in layers["counts"].  Give all genes that were
     measured: those that the reference does not have are left alone.
 

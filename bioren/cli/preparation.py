@@ -1,4 +1,4 @@
-"""What the commands do before the work: counts normalised, variable genes marked."""
+"""What the commands do before the work: counts normalized, variable genes marked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prepare(
     elif cells.values.like_counts:
         msg = (
             f"layers[{layer!r}] holds counts, and --layer names log-expression. Counts are "
-            "normalised where they are in X: move them there, and leave out --layer."
+            "normalized where they are in X: move them there, and leave out --layer."
         )
         raise ValueError(msg)
     if "highly_variable" in adata.var:

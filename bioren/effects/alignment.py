@@ -1,4 +1,4 @@
-"""States and the standardised bridge, found together.
+"""States and the standardized bridge, found together.
 
 States improve the bridge, because it then compares like with like; the bridge improves the
 states, because they are sought where the samples overlap.  Two iterations settle both.
@@ -17,8 +17,16 @@ from bioren.arrays.blocks import gather_rows
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import sample_sums
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByStates,
+    PerSample,
+    Positions,
+    SampleCodes,
+    SamplesByGenes,
+)
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
-from bioren.effects.standardization import LEAST_OVERLAP, Standardized, overlap_of, standardize
+from bioren.effects.standardization import MIN_OVERLAP, Standardized, overlap_of, standardize
 from bioren.effects.state_profile import TABLE_ENTRIES
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
 
@@ -70,7 +78,7 @@ class Alignment(NamedTuple):
     Attributes
     ----------
     r, d
-        The samples' spread and mean against the reference's, standardised to its composition:
+        The samples' spread and mean against the reference's, standardized to its composition:
         ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
         shape ``(samples, genes)``.
     standard_error_r, standard_error_d
@@ -91,19 +99,19 @@ class Alignment(NamedTuple):
         samples are compared in `full`, what is kept of an effect does not hide the states.
     """
 
-    r: np.ndarray
-    d: np.ndarray
-    standard_error_r: np.ndarray
-    standard_error_d: np.ndarray
-    overlap: np.ndarray
-    overlap_before: np.ndarray
-    removed: np.ndarray
+    r: SamplesByGenes
+    d: SamplesByGenes
+    standard_error_r: SamplesByGenes
+    standard_error_d: SamplesByGenes
+    overlap: PerSample
+    overlap_before: PerSample
+    removed: SamplesByGenes
     samples: Moments
     reference: Moments
     bridges: AffineBridge
     full: AffineBridge
 
-    def of_genes(self, index: np.ndarray) -> Alignment:
+    def of_genes(self, index: Positions) -> Alignment:
         """Return what is known of some genes."""
         by_gene = ("r", "d", "standard_error_r", "standard_error_d", "removed", "bridges", "full")
         some: dict[str, Any] = {name: getattr(self, name)[:, index] for name in by_gene}
@@ -117,13 +125,13 @@ def align(
     n_samples: int,
     *,
     rng: np.random.Generator,
-    variable: tuple[Any, np.ndarray] | None = None,
-    in_reference: np.ndarray | None = None,
+    variable: tuple[Any, Positions] | None = None,
+    in_reference: BoolPerSample | None = None,
     removal: Removal | None = None,
     n_components: int = 30,
     iterations: int = 2,
 ) -> Alignment:
-    """Find the standardised bridge of every sample.
+    """Find the standardized bridge of every sample.
 
     Parameters
     ----------
@@ -161,7 +169,7 @@ def align(
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
-    def find_states(bridges: AffineBridge) -> np.ndarray:
+    def find_states(bridges: AffineBridge) -> CellsByStates:
         center = alignment.reference.mean[genes]
         projection = Projection.fit(
             seen, codes[sketch], bridges, center=center, n_components=n_components, rng=rng
@@ -218,11 +226,11 @@ def warn_isolated(names: Sequence[str], alignment: Alignment) -> None:
 
 
 def isolation_messages(
-    names: Sequence[str], overlap: np.ndarray, overlap_before: np.ndarray
+    names: Sequence[str], overlap: PerSample, overlap_before: PerSample
 ) -> list[str]:
     """Say which samples have hardly a cell state in common with the others; see `Alignment`."""
 
-    def below(least: float, overlap: np.ndarray) -> list[str]:
+    def below(least: float, overlap: PerSample) -> list[str]:
         return [str(name) for name, share in zip(names, overlap, strict=True) if share < least]
 
     def message(which: list[str], consequence: str) -> str:
@@ -231,7 +239,7 @@ def isolation_messages(
             f"others: {', '.join(which[:8])}{', ...' if len(which) > 8 else ''}. {consequence}"
         )
 
-    never = below(LEAST_OVERLAP, overlap)
+    never = below(MIN_OVERLAP, overlap)
     at_first = [name for name in below(ISOLATED, overlap_before) if name not in never]
     messages = []
     if never:
@@ -267,12 +275,12 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
     trust = shrinkage(d, error / spread)
 
-    def kept(strength: np.ndarray, removal: Removal) -> tuple[np.ndarray, np.ndarray]:
+    def kept(strength: SamplesByGenes, removal: Removal) -> tuple[SamplesByGenes, SamplesByGenes]:
         return kept_terms(
             r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
         )
 
-    def source_of(r_kept: np.ndarray, d_kept: np.ndarray) -> Moments:
+    def source_of(r_kept: SamplesByGenes, d_kept: SamplesByGenes) -> Moments:
         mean = samples.mean - spread * d_kept * (r / r_kept)
         variance = reference.var() * (r / r_kept) ** 2
         return Moments(samples.count, mean, samples.count[:, None] * variance)
@@ -297,7 +305,7 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     )
 
 
-def _sketch(codes: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+def _sketch(codes: SampleCodes, n_samples: int, rng: np.random.Generator) -> Positions:
     """Choose the cells among which states are sought, ascending; small samples give all theirs."""
     if len(codes) <= SKETCH:
         return np.arange(len(codes))

@@ -14,6 +14,17 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from bioren.arrays.groups import TINY, sample_sums
+from bioren.arrays.shapes import (
+    CellsByDims,
+    CellsByStates,
+    LabelCodes,
+    PerSample,
+    RowsByDims,
+    SampleCodes,
+    SamplesByStates,
+    StateCodes,
+    StatesByDims,
+)
 
 __all__ = [
     "StateOptions",
@@ -42,15 +53,15 @@ class StateOptions(NamedTuple):
         A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
     prior_slope
         A covariate's slope counts ``n / (n + prior_slope)`` for ``n`` cells in a state.
-    rounds
-        At most so many rounds of clustering and shifting, at least one.
+    iterations
+        At most so many iterations of clustering and shifting, at least one.
     """
 
     width: float = 0.07
     diversity: float = 2.0
     prior_cells: float = 1.0
     prior_slope: float = 100.0
-    rounds: int = 10
+    iterations: int = 10
 
 
 def default_n_states(n_cells: int) -> int:
@@ -59,8 +70,8 @@ def default_n_states(n_cells: int) -> int:
 
 
 def first_centers(
-    unit: np.ndarray, labels: np.ndarray | None, n_states: int, *, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
+    unit: CellsByDims, labels: LabelCodes | None, n_states: int, *, rng: np.random.Generator
+) -> tuple[StatesByDims, StateCodes | None]:
     """Return the first centers and the label of each; every label has a state of its own.
 
     Cells without a label are placed among these states, wherever they fit best.
@@ -76,7 +87,9 @@ def first_centers(
     return np.concatenate(centers), np.concatenate(of_state)
 
 
-def allowed_states(labels: np.ndarray | None, state_labels: np.ndarray | None) -> np.ndarray | None:
+def allowed_states(
+    labels: LabelCodes | None, state_labels: StateCodes | None
+) -> CellsByStates | None:
     """Return 0 where a cell may be in a state, `NEVER` where not; cells x states, or None.
 
     A cell may not be in states of other labels; if its own label is unknown, or was when the
@@ -90,22 +103,22 @@ def allowed_states(labels: np.ndarray | None, state_labels: np.ndarray | None) -
 
 
 def diverse_clusters(
-    unit: np.ndarray,
-    codes: np.ndarray,
+    unit: CellsByDims,
+    codes: SampleCodes,
     n_samples: int,
     *,
-    centers: np.ndarray,
-    allowed: np.ndarray | None,
+    centers: StatesByDims,
+    allowed: CellsByStates | None,
     options: StateOptions,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[StatesByDims, SamplesByStates]:
     """Cluster unit vectors softly, rewarding states in which the samples are mixed.
 
     Returns the centers and, per sample and state, ``theta * log(expected / observed)``.
     """
     proportion = np.bincount(codes, minlength=n_samples) / len(codes)
 
-    def closeness_to(centers: np.ndarray) -> np.ndarray:
+    def closeness_to(centers: StatesByDims) -> CellsByStates:
         closeness = nearness(unit, centers, options.width)
         return closeness if allowed is None else closeness + allowed
 
@@ -132,19 +145,17 @@ def diverse_clusters(
     return centers, _log_odds(observed, proportion, options.diversity)
 
 
-def nearness(unit: np.ndarray, centers: np.ndarray, width: float) -> np.ndarray:
+def nearness(unit: CellsByDims, centers: StatesByDims, width: float) -> CellsByStates:
     """Return log-responsibilities but for a constant, of unit vectors; cells x states."""
-    nearness: np.ndarray = 2 * (unit @ centers.T - 1) / width
-    return nearness
+    return 2 * (unit @ centers.T - 1) / width
 
 
-def unit_vectors(x: np.ndarray) -> np.ndarray:
-    """Return rows of unit length, rows of zeros as they are."""
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
-    return unit
+def unit_vectors(x: RowsByDims) -> RowsByDims:
+    """Return rows of unit length, rows of zeros as they are; scikit-learn's refuses no rows."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), TINY)
 
 
-def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.ndarray:
+def _k_means(unit: CellsByDims, n_states: int, rng: np.random.Generator) -> StatesByDims:
     seed = int(rng.integers(2**31))
     n_states = min(n_states, len(unit))
     with warnings.catch_warnings():
@@ -154,7 +165,8 @@ def _k_means(unit: np.ndarray, n_states: int, rng: np.random.Generator) -> np.nd
     return unit_vectors(kmeans.cluster_centers_)
 
 
-def _log_odds(observed: np.ndarray, proportion: np.ndarray, diversity: float) -> np.ndarray:
+def _log_odds(
+    observed: SamplesByStates, proportion: PerSample, diversity: float
+) -> SamplesByStates:
     expected = proportion[:, None] * observed.sum(axis=0)
-    odds: np.ndarray = diversity * np.log((expected.clip(0) + 1) / (observed.clip(0) + 1))
-    return odds
+    return diversity * np.log((expected.clip(0) + 1) / (observed.clip(0) + 1))

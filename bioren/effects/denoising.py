@@ -20,6 +20,15 @@ import numpy as np
 from bioren.arrays.blocks import Block
 from bioren.arrays.components import Projection
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    CellsByDims,
+    CellsByStates,
+    PerDim,
+    PerGene,
+    SampleCodes,
+    SamplesByGenes,
+    StatesByDims,
+)
 from bioren.bridge import AffineBridge
 
 __all__ = ["Denoiser", "reliability"]
@@ -40,12 +49,12 @@ class Denoiser:
         Share of the variance within states that is not noise, in [0, 1], shape ``(dims,)``.
     """
 
-    centers: np.ndarray
-    reliability: np.ndarray
+    centers: StatesByDims
+    reliability: PerDim
 
     @classmethod
     def fit(
-        cls, z: np.ndarray, share: np.ndarray, specific: np.ndarray, *, reliability: np.ndarray
+        cls, z: CellsByDims, share: CellsByStates, specific: CellsByDims, *, reliability: PerDim
     ) -> Self:
         """Find the states' centroids.
 
@@ -63,26 +72,25 @@ class Denoiser:
         weight = np.maximum(share.sum(axis=0, dtype=np.float64), 1e-12)
         return cls((share.T @ (z - specific)) / weight[:, None], reliability)
 
-    def denoised(self, z: np.ndarray, share: np.ndarray, specific: np.ndarray) -> np.ndarray:
+    def denoised(self, z: CellsByDims, share: CellsByStates, specific: CellsByDims) -> CellsByDims:
         """Return the expected coordinates without noise, as `z` in shape and dtype.
 
         Each row by itself.  Parameters as for `fit`.
         """
         center = share @ self.centers + specific
-        found: np.ndarray = center + self.reliability * (z - center)
-        return found.astype(z.dtype)
+        return (center + self.reliability * (z - center)).astype(z.dtype)
 
 
 def reliability(
     x: Block,
-    codes: np.ndarray,
-    share: np.ndarray,
+    codes: SampleCodes,
+    share: CellsByStates,
     *,
     bridges: AffineBridge,
-    center: np.ndarray,
+    center: PerGene,
     n_components: int,
     rng: np.random.Generator,
-) -> np.ndarray:
+) -> PerDim:
     """Return the reliability of principal components within samples and states.
 
     Cronbach's alpha: noise is independent between genes, so that of a component's variance only
@@ -126,13 +134,12 @@ def reliability(
         scores = _variance_within(z, codes[judged], share[judged])
         alone = np.square(parts.loadings).T @ genes
         found.append(1 - np.divide(alone, scores, out=np.ones_like(alone), where=scores > 0))
-    alpha: np.ndarray = np.mean(found, axis=0).clip(0, 1)
-    return alpha
+    return np.mean(found, axis=0).clip(0, 1)
 
 
 def _variance_within(
-    x: Block, codes: np.ndarray, share: np.ndarray, *, scale: np.ndarray | None = None
-) -> np.ndarray:
+    x: Block, codes: SampleCodes, share: CellsByStates, *, scale: SamplesByGenes | None = None
+) -> PerGene:
     """Return each column's variance within samples and states, after `scale` per sample."""
     total = np.zeros(x.shape[1])
     for sample in np.unique(codes):  # one at a time: samples x states x genes may be a lot

@@ -14,6 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import entropy
 
+from bioren.arrays.shapes import (
+    CellsByDims,
+    CountPerSample,
+    LabelCodes,
+    PerSample,
+    SampleCodes,
+    SamplesByStates,
+)
 from bioren.wording import listed
 
 __all__ = [
@@ -30,10 +38,10 @@ __all__ = [
 
 #: A sample that loses more than this share of its own structure is warned of.  Random halves of
 #: one sample lose less than .001; samples of five technologies, or of two studies, up to .09.
-MOST_STRUCTURE = 0.25
+MAX_STRUCTURE = 0.25
 
 #: Samples of fewer cells have little structure of their own.
-FEWEST_CELLS = 30
+MIN_CELLS = 30
 
 #: A sample has a state for itself if the others hold less than this share of what even mixing
 #: would give them.
@@ -62,14 +70,14 @@ class Diagnosis(NamedTuple):
         in the embedding; a shift of all cells alike changes nothing.
     """
 
-    overlap_before: np.ndarray
-    overlap: np.ndarray
-    unmatched: np.ndarray
-    sample_specific: np.ndarray
-    structure_removed: np.ndarray
+    overlap_before: PerSample
+    overlap: PerSample
+    unmatched: PerSample
+    sample_specific: PerSample
+    structure_removed: PerSample
 
 
-def unmatched(count: np.ndarray) -> np.ndarray:
+def unmatched(count: SamplesByStates) -> PerSample:
     """Return the share of each sample in states that it has for itself, shape ``(samples,)``.
 
     Parameters
@@ -80,11 +88,10 @@ def unmatched(count: np.ndarray) -> np.ndarray:
     cells = np.maximum(count.sum(axis=1, keepdims=True), 1e-12)
     others = count.sum(axis=0) - count
     expected = count.sum(axis=0) * (1 - cells / cells.sum())
-    share: np.ndarray = (count / cells * (others < UNMATCHED * expected)).sum(axis=1)
-    return share
+    return (count / cells * (others < UNMATCHED * expected)).sum(axis=1)
 
 
-def sample_specific(count: np.ndarray, inlier_weight: np.ndarray) -> np.ndarray:
+def sample_specific(count: SamplesByStates, inlier_weight: SamplesByStates) -> PerSample:
     """Return the share of each sample that is sample-specific within its states, ``(samples,)``.
 
     Parameters
@@ -94,15 +101,12 @@ def sample_specific(count: np.ndarray, inlier_weight: np.ndarray) -> np.ndarray:
     inlier_weight
         How far each shift is like the sample's others, of the same shape, in [0, 1].
     """
-    share: np.ndarray = (count * (1 - inlier_weight)).sum(axis=1) / np.maximum(
-        count.sum(axis=1), 1e-12
-    )
-    return share
+    return (count * (1 - inlier_weight)).sum(axis=1) / np.maximum(count.sum(axis=1), 1e-12)
 
 
 def structure_removed(
-    before: np.ndarray, after: np.ndarray, codes: np.ndarray, *, n_samples: int
-) -> np.ndarray:
+    before: CellsByDims, after: CellsByDims, codes: SampleCodes, *, n_samples: int
+) -> PerSample:
     """Return how much of each sample's own structure a correction changed.
 
     ``sum |(x - mean) - (x' - mean')|**2 / sum |x - mean|**2`` over the sample's cells, x before
@@ -128,7 +132,7 @@ def structure_removed(
     return removed
 
 
-def confounding(codes: np.ndarray, condition: np.ndarray) -> float:
+def confounding(codes: SampleCodes, condition: LabelCodes) -> float:
     """Return how far samples determine a condition, from 0, not at all, to 1, fully.
 
     Theil's uncertainty coefficient: the share of the condition's entropy that is gone once the
@@ -166,18 +170,18 @@ def confounded_message(batch_key: object, condition_key: str, degree: float) -> 
     )
 
 
-def warn_structure(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> None:
+def warn_structure(names: Sequence[str], removed: PerSample, cells: CountPerSample) -> None:
     """Warn of samples whose own structure the correction changed a lot; tiny ones have none."""
     if msg := structure_message(names, removed, cells):
         warnings.warn(msg, stacklevel=4)
 
 
-def structure_message(names: Sequence[str], removed: np.ndarray, cells: np.ndarray) -> str:
+def structure_message(names: Sequence[str], removed: PerSample, cells: CountPerSample) -> str:
     """Say whose structure the correction changed a lot; nothing where it did so to no sample."""
     changed = [
         f"{name} ({share:.0%})"
         for name, share, n_cells in zip(names, removed, cells, strict=True)
-        if share > MOST_STRUCTURE and n_cells >= FEWEST_CELLS
+        if share > MAX_STRUCTURE and n_cells >= MIN_CELLS
     ]
     if not changed:
         return ""

@@ -1,6 +1,6 @@
 """Corrected expression: the sample's effect on each gene, state by state where it differs.
 
-The standardised bridge moves a gene by one amount in all cells of a sample.  A gene that some cell
+The standardized bridge moves a gene by one amount in all cells of a sample.  A gene that some cell
 types do not express at all has no effect there, and moving it would make a difference out of
 nothing, one that tests between samples find with certainty as there is no noise.  What is left
 between samples within a state after the bridge is therefore removed too, as far as it is certain,
@@ -19,6 +19,19 @@ from bioren.arrays.apply import result_dtype, scale_rows
 from bioren.arrays.blocks import row_blocks, to_dense
 from bioren.arrays.groups import TINY, mixed
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByGenes,
+    CellsByStates,
+    PerGene,
+    PerState,
+    Positions,
+    SampleCodes,
+    SamplesByGenes,
+    SamplesByStates,
+    SamplesByStatesByGenes,
+    StatesByGenes,
+)
 from bioren.bridge import AffineBridge
 from bioren.effects.shifts import squared_errors
 from bioren.effects.state_profile import PRIOR_CELLS, TABLE_ENTRIES, StateProfile
@@ -38,8 +51,8 @@ class ExpressionBridge:
         Shape ``(samples, states, genes)``, float32; a cell gets the mean by its shares.
     """
 
-    scale: np.ndarray
-    shift: np.ndarray
+    scale: SamplesByGenes
+    shift: SamplesByStatesByGenes
 
     @classmethod
     def fit(
@@ -48,11 +61,11 @@ class ExpressionBridge:
         full: AffineBridge,
         *,
         bridges: AffineBridge,
-        inlier_weight: np.ndarray,
-        in_reference: np.ndarray | None = None,
+        inlier_weight: SamplesByStates,
+        in_reference: BoolPerSample | None = None,
         onto: StateProfile | None = None,
         strength: float = 1.0,
-        most: np.ndarray | float = math.inf,
+        most: PerGene | float = math.inf,
     ) -> Self:
         """Find what differs between samples within states.
 
@@ -99,13 +112,13 @@ class ExpressionBridge:
             shift[:, :, genes] = move + (1 - bridges.scale[:, None, genes]) * mean
         return cls(bridges.scale, shift)
 
-    def of_genes(self, columns: np.ndarray) -> Self:
+    def of_genes(self, columns: Positions) -> Self:
         """Return the map of some genes."""
         if np.array_equal(columns, np.arange(self.scale.shape[1])):
             return self
         return type(self)(self.scale[:, columns], self.shift[:, :, columns])
 
-    def apply(self, x: Any, codes: np.ndarray, share: np.ndarray) -> np.ndarray:
+    def apply(self, x: Any, codes: SampleCodes, share: CellsByStates) -> CellsByGenes:
         """Return corrected expression, dense, shape ``(cells, genes)``; each row by itself.
 
         Parameters
@@ -123,12 +136,9 @@ class ExpressionBridge:
 
 
 def _left_between_samples(
-    bridged: Moments, inlier_weight: np.ndarray, in_reference: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far samples still lie from the reference in each state, and where that lies.
-
-    Shapes ``(samples, states, genes)`` and ``(states, genes)``.
-    """
+    bridged: Moments, inlier_weight: SamplesByStates, in_reference: BoolPerSample
+) -> tuple[SamplesByStatesByGenes, StatesByGenes]:
+    """Return how far samples still lie from the reference in each state, and where that lies."""
     count = bridged.count
     there = count * in_reference[:, None]
     # Where nothing is an inlier, the center is the middle of all.
@@ -141,7 +151,9 @@ def _left_between_samples(
     return _certain(bridged.mean - center, error2, count, there=there.sum(axis=0)), center
 
 
-def _left_of_reference(bridged: Moments, onto: StateProfile) -> tuple[np.ndarray, np.ndarray]:
+def _left_of_reference(
+    bridged: Moments, onto: StateProfile
+) -> tuple[SamplesByStatesByGenes, StatesByGenes]:
     """Return the same for a reference that stays as it is."""
     known = onto.by_state
     squared = 1 / np.maximum(bridged.count, 1) + 1 / np.maximum(known.count, 1)
@@ -150,9 +162,13 @@ def _left_of_reference(bridged: Moments, onto: StateProfile) -> tuple[np.ndarray
 
 
 def _certain(
-    left: np.ndarray, error2: np.ndarray, count: np.ndarray, *, there: np.ndarray
-) -> np.ndarray:
-    """Return what of differences is certain, samples x states x genes.
+    left: SamplesByStatesByGenes,
+    error2: SamplesByStatesByGenes,
+    count: SamplesByStates,
+    *,
+    there: PerState,
+) -> SamplesByStatesByGenes:
+    """Return what of differences is certain.
 
     What lies within two standard errors counts as nothing, what lies further is trusted as far
     as it does so (the non-negative garrote, Breiman 1995, *Technometrics* 37:373).  A gene that a
@@ -161,5 +177,4 @@ def _certain(
     """
     trust = count / (count + 1) * np.minimum(there, 1)
     noise = 4 * error2 / np.maximum(np.square(left), TINY**2)
-    certain: np.ndarray = left * trust[..., None] * (1 - noise).clip(0)
-    return certain
+    return left * trust[..., None] * (1 - noise).clip(0)

@@ -9,6 +9,14 @@ import numpy as np
 from bioren.arrays.blocks import Block
 from bioren.arrays.components import Projection
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByDims,
+    GenesByDims,
+    SampleCodes,
+    SamplesByStates,
+    SamplesByStatesByDims,
+)
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.expression import ExpressionBridge
@@ -22,8 +30,8 @@ def expression_bridge(
     alignment: Alignment,
     removal: Removal,
     *,
-    inlier_weight: np.ndarray,
-    in_reference: np.ndarray | None = None,
+    inlier_weight: SamplesByStates,
+    in_reference: BoolPerSample | None = None,
     onto: StateProfile | None = None,
 ) -> ExpressionBridge:
     """Return the bridge of expression by state, within strength and limits.
@@ -53,8 +61,8 @@ def expression_bridge(
 
 
 def within_limits(
-    shifts: np.ndarray, alignment: Alignment, loadings: np.ndarray, *, d_max: float
-) -> np.ndarray:
+    shifts: SamplesByStatesByDims, alignment: Alignment, loadings: GenesByDims, *, d_max: float
+) -> SamplesByStatesByDims:
     """Cut shifts of the embedding such that no gene moves by more than so many deviations.
 
     What the bridges of the genes remove counts towards the limit, which holds for the genes as
@@ -88,8 +96,8 @@ def within_limits(
 
 
 def embedding_of_retained(
-    x: Block, codes: np.ndarray, alignment: Alignment, *, loadings: np.ndarray
-) -> np.ndarray:
+    x: Block, codes: SampleCodes, alignment: Alignment, *, loadings: GenesByDims
+) -> CellsByDims:
     """Return what the bridges leave of the genes' effects, shape ``(cells, dims)``, float32.
 
     Parameters

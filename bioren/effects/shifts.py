@@ -1,7 +1,4 @@
-"""What differs between samples within cell states: shifts, their errors, slopes of covariates.
-
-Arrays: z cells x dims, shares cells x states, codes cells, tables samples x states x dims.
-"""
+"""What differs between samples within cell states: shifts, their errors, slopes of covariates."""
 
 from __future__ import annotations
 
@@ -11,6 +8,23 @@ import numpy as np
 
 from bioren.arrays.groups import TINY, effective_cells
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    ByDims,
+    ByStates,
+    ByStatesByDims,
+    CellsByCovariates,
+    CellsByDims,
+    CellsByStates,
+    PerSample,
+    PerState,
+    SampleCodes,
+    SamplesByStates,
+    SamplesByStatesByCovariates,
+    SamplesByStatesByDims,
+    StatesByCovariatesByDims,
+    StatesByDims,
+)
 
 __all__ = [
     "Shifts",
@@ -34,24 +48,24 @@ class Shifts(NamedTuple):
 
     Attributes
     ----------
-    removed
+    batch_effect
         Batch effect, as far as it is certain.
-    specific
+    sample_specific
         Sample-specific: outlying among the sample's shifts, hence no batch effect.  It is left as
         it is, and cells are not shrunk towards one another across it.
     inlier_weight
         How far each shift is like the sample's others, in [0, 1]; samples x states, or states.
     """
 
-    removed: np.ndarray
-    specific: np.ndarray
-    inlier_weight: np.ndarray
+    batch_effect: ByStatesByDims
+    sample_specific: ByStatesByDims
+    inlier_weight: ByStates
 
 
 def state_shifts(
     by_state: Moments,
-    effective: np.ndarray,
-    in_reference: np.ndarray,
+    effective: SamplesByStates,
+    in_reference: BoolPerSample,
     prior_cells: float,
     *,
     of_one_type: bool = False,
@@ -96,10 +110,12 @@ def state_shifts(
         others=others,
         prior_cells=prior_cells,
     )
-    return _towards(there.sum(axis=0), found, by_state.count)
+    return _only_to_known(there.sum(axis=0), found, by_state.count)
 
 
-def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cells: float) -> Shifts:
+def shifts_onto(
+    z: CellsByDims, share: CellsByStates, reference: Moments, prior_cells: float
+) -> Shifts:
     """Estimate a sample's shift from a reference that stays as it is, within each state.
 
     Parameters
@@ -136,17 +152,17 @@ def shifts_onto(z: np.ndarray, share: np.ndarray, reference: Moments, prior_cell
         others=known[None],
         prior_cells=prior_cells,
     )
-    removed, specific, inlier_weight = _towards(known, found, by_state.count)
+    removed, specific, inlier_weight = _only_to_known(known, found, by_state.count)
     return Shifts(removed[0], specific[0], inlier_weight[0])
 
 
 def _without_outlying(
-    reference_weight: np.ndarray,
-    weight: np.ndarray,
-    inlier_weight: np.ndarray,
+    reference_weight: SamplesByStates,
+    weight: SamplesByStates,
+    inlier_weight: SamplesByStates,
     *,
-    square: np.ndarray,
-) -> np.ndarray:
+    square: SamplesByStates,
+) -> SamplesByStates:
     """Return the weights in the reference without each state's farthest sample, if it is outlying.
 
     Of two samples neither is the outlying one: no more goes than the weights are worth beyond two
@@ -155,7 +171,7 @@ def _without_outlying(
     Parameters
     ----------
     reference_weight, weight
-        Present and full weights, samples x states.
+        Present and full weights.
     inlier_weight
         See `Shifts`.
     square
@@ -173,15 +189,15 @@ def _without_outlying(
 
 
 def _inlier_weight(
-    shift: np.ndarray,
-    square: np.ndarray,
-    within: np.ndarray,
+    shift: SamplesByStatesByDims,
+    square: SamplesByStates,
+    within: StatesByDims,
     *,
-    count: np.ndarray,
-    errors: np.ndarray,
-    others: np.ndarray,
-) -> np.ndarray:
-    """Return how far each shift is like the sample's others, samples x states.
+    count: SamplesByStates,
+    errors: SamplesByStates,
+    others: SamplesByStates,
+) -> SamplesByStates:
+    """Return how far each shift is like the sample's others.
 
     A batch effect may be one offset for all cells, or one that grows with the spread of a state:
     shifts are compared in one unit, and in each state's own, and the better of both counts.
@@ -191,7 +207,7 @@ def _inlier_weight(
     shift, square, count, errors
         As for `_shrunken`.
     within
-        Variance within states, shape ``(states, dims)``.
+        Variance within states.
     others
         Cells of the reference in each state that are not the sample's own.
     """
@@ -202,41 +218,39 @@ def _inlier_weight(
     ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
     in_one = _like_median(_mean_square(shift, unit), errors * ratio, shared)
     in_own = _like_median(square, errors, shared)
-    inlier_weight: np.ndarray = np.maximum(in_one, in_own)
-    return inlier_weight
+    return np.maximum(in_one, in_own)
 
 
-def _like_median(square: np.ndarray, errors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _like_median(
+    square: SamplesByStates, errors: SamplesByStates, weight: SamplesByStates
+) -> SamplesByStates:
     most = OUTLYING * (_median(square, weight)[:, None] + errors)
     excess = np.maximum(square, TINY) / np.maximum(most, TINY)
-    like: np.ndarray = np.maximum(excess, 1) ** -STEEPNESS
-    return like
+    return np.maximum(excess, 1) ** -STEEPNESS
 
 
-def _mean_square(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    square: np.ndarray = np.mean(np.square(shift) / np.maximum(variance, TINY), axis=-1)
-    return square
+def _mean_square(shift: SamplesByStatesByDims, variance: ByDims) -> SamplesByStates:
+    return np.mean(np.square(shift) / np.maximum(variance, TINY), axis=-1)
 
 
 def _shrunken(
-    shift: np.ndarray,
-    square: np.ndarray,
-    count: np.ndarray,
+    shift: SamplesByStatesByDims,
+    square: SamplesByStates,
+    count: SamplesByStates,
     *,
-    errors: np.ndarray,
-    inlier_weight: np.ndarray,
-    others: np.ndarray,
+    errors: SamplesByStates,
+    inlier_weight: SamplesByStates,
+    others: SamplesByStates,
     prior_cells: float,
 ) -> Shifts:
-    """Shrink shifts, samples x states x dims, as `state_shifts` says.
+    """Shrink shifts as `state_shifts` says.
 
     Parameters
     ----------
     shift
         What was estimated.
     square
-        Its square, the mean over dimensions, in units of the variance within states; shape
-        ``(samples, states)``, as of the following.
+        Its square, the mean over dimensions, in units of the variance within states.
     count
         Cells.
     errors
@@ -263,25 +277,26 @@ def _shrunken(
     )
 
 
-def _towards(there: np.ndarray, found: Shifts, count: np.ndarray) -> Shifts:
+def _only_to_known(there: PerState, found: Shifts, count: SamplesByStates) -> Shifts:
     """Return shifts, none of which leads to a reference with less than a cell of the state.
 
     Nothing is outlying where the reference has no cell, or the sample itself.
     """
     known = np.minimum(there, 1)
     unusual = (1 - found.inlier_weight) * known * np.minimum(count, 1)
-    return Shifts(found.removed * known[:, None], found.specific * known[:, None], 1 - unusual)
+    effect, specific = (of * known[:, None] for of in found[:2])
+    return Shifts(effect, specific, 1 - unusual)
 
 
 def covariate_slopes(
-    z: np.ndarray,
-    covariates: np.ndarray,
-    codes: np.ndarray,
+    z: CellsByDims,
+    covariates: CellsByCovariates,
+    codes: SampleCodes,
     *,
-    share: np.ndarray,
+    share: CellsByStates,
     by_state: Moments,
     prior_slope: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[StatesByCovariatesByDims, SamplesByStatesByCovariates]:
     """Regress the embedding on the covariates within samples and states, by ridge regression.
 
     Returns slopes, states x covariates x dims, and levels, samples x states x covariates; few
@@ -312,7 +327,7 @@ def covariate_slopes(
     return slopes, (count * levels + 10 * level) / (count + 10)
 
 
-def squared_errors(part: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def squared_errors(part: SamplesByStates, cells: SamplesByStates) -> SamplesByStates:
     """Return the squared errors of differences from a reference, in units of the variance.
 
     Parameters
@@ -329,15 +344,14 @@ def squared_errors(part: np.ndarray, cells: np.ndarray) -> np.ndarray:
         ``(1 - p_s)**2 / n_s`` plus ``p_o**2 / n_o`` of the others, of the shape of `part`.
     """
     cells = np.maximum(cells, 1)
-    errors: np.ndarray = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
+    errors = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
     return errors.clip(0)
 
 
-def _median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _median(values: SamplesByStates, weight: SamplesByStates) -> PerSample:
     """Return the weighted median of each row."""
     order = np.argsort(values, axis=1)
     below = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
     middle = (below < 0.5 * below[:, -1:]).sum(axis=1, keepdims=True)
     place = np.take_along_axis(order, middle, axis=1)
-    median: np.ndarray = np.take_along_axis(values, place, axis=1)[:, 0]
-    return median
+    return np.take_along_axis(values, place, axis=1)[:, 0]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import median_abs_deviation
 
+from bioren.arrays.shapes import BoolPerSample, ByGenes, PerSample, SamplesByGenes
 from bioren.bridge import kept_terms, shrinkage
 
 __all__ = ["EffectSizes", "beyond_chance", "clipped", "effect_sizes"]
@@ -17,10 +18,10 @@ FAR = 3.0
 
 #: The robust standard deviation counts as at least this share of the median, and at least this
 #: much: among samples that are nearly alike, a trifle would stand out otherwise.
-LEAST_SHARE, LEAST_SPREAD = 0.1, 0.02
+MIN_SHARE, MIN_SPREAD = 0.1, 0.02
 
 #: Among fewer samples it cannot be said which of them stands out.
-FEWEST_SAMPLES = 4
+MIN_SAMPLES = 4
 
 
 class EffectSizes(NamedTuple):
@@ -38,20 +39,19 @@ class EffectSizes(NamedTuple):
         median absolute deviation) above the samples' median; infinite among fewer than four.
     """
 
-    shift: np.ndarray
-    scale: np.ndarray
+    shift: PerSample
+    scale: PerSample
     far_shift: float
     far_scale: float
 
     @property
-    def outlier(self) -> np.ndarray:
+    def outlier(self) -> BoolPerSample:
         """Return which samples stand out, by shift or scale."""
-        found: np.ndarray = (self.shift > self.far_shift) | (self.scale > self.far_scale)
-        return found
+        return (self.shift > self.far_shift) | (self.scale > self.far_scale)
 
 
 def effect_sizes(
-    r: np.ndarray, d: np.ndarray, error_r: np.ndarray, *, error_d: np.ndarray
+    r: SamplesByGenes, d: SamplesByGenes, error_r: SamplesByGenes, *, error_d: SamplesByGenes
 ) -> EffectSizes:
     """Measure each sample's effect.
 
@@ -68,15 +68,14 @@ def effect_sizes(
     return EffectSizes(shift, scale, _far(shift), _far(scale))
 
 
-def beyond_chance(d: np.ndarray, error_d: np.ndarray) -> np.ndarray:
+def beyond_chance(d: ByGenes, error_d: ByGenes) -> ByGenes:
     """Return by how much ``|d|`` exceeds two standard errors, 0 where it does not."""
-    excess: np.ndarray = (np.abs(d) - 2 * error_d).clip(0)
-    return excess
+    return (np.abs(d) - 2 * error_d).clip(0)
 
 
 def clipped(
-    r: np.ndarray, d: np.ndarray, error_d: np.ndarray, *, settings: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
+    r: SamplesByGenes, d: SamplesByGenes, error_d: SamplesByGenes, *, settings: Mapping[str, Any]
+) -> tuple[PerSample, PerSample]:
     """Return the share of each sample's genes whose r, and whose d, `max_removed` held back.
 
     Parameters
@@ -101,15 +100,14 @@ def clipped(
     return of_r.mean(axis=1), of_d.mean(axis=1)
 
 
-def _size(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+def _size(effect: SamplesByGenes, error: SamplesByGenes) -> PerSample:
     square = np.square(effect, dtype=np.float64) - np.square(error, dtype=np.float64)
-    size: np.ndarray = np.sqrt(square.mean(axis=1).clip(0))
-    return size
+    return np.sqrt(square.mean(axis=1).clip(0))
 
 
-def _far(size: np.ndarray) -> float:
-    if len(size) < FEWEST_SAMPLES:
+def _far(size: PerSample) -> float:
+    if len(size) < MIN_SAMPLES:
         return float("inf")
     median = float(np.median(size))
     spread = float(median_abs_deviation(size, scale="normal"))
-    return median + FAR * max(spread, LEAST_SHARE * median, LEAST_SPREAD)
+    return median + FAR * max(spread, MIN_SHARE * median, MIN_SPREAD)

@@ -1,7 +1,7 @@
 """Sample moments as if every sample had the reference's composition of cell states.
 
 Two samples of 90/10 and 10/90 cell types differ in mean with no technical effect at all.
-Direct standardisation compares them within states instead, as epidemiology compares mortality
+Direct standardization compares them within states instead, as epidemiology compares mortality
 within age groups, and weighs the states as in the reference population.
 """
 
@@ -14,10 +14,18 @@ from scipy import sparse
 
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    PerSample,
+    SamplesByGenes,
+    SamplesByStates,
+    SamplesByStatesByGenes,
+    StatesByGenes,
+)
 from bioren.effects.state_profile import PRIOR_CELLS, StateProfile
 
 __all__ = [
-    "LEAST_OVERLAP",
+    "MIN_OVERLAP",
     "Standardized",
     "overlap_of",
     "standardize",
@@ -25,7 +33,7 @@ __all__ = [
 ]
 
 #: A sample of which a smaller share lives in states of others is not compared with them.
-LEAST_OVERLAP = 0.05
+MIN_OVERLAP = 0.05
 
 #: Ties between samples weaker than this share of the strongest count as none.
 RESOLUTION = 1e-9
@@ -45,18 +53,21 @@ class Standardized(NamedTuple):
         Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
     overlap
         Share of each sample that lives in states which other samples have too, in [0, 1], shape
-        ``(samples,)``.  Below `LEAST_OVERLAP` a sample's effect cannot be told from its
+        ``(samples,)``.  Below `MIN_OVERLAP` a sample's effect cannot be told from its
         composition: it counts as having none.
     """
 
     samples: Moments
     reference: Moments
-    standard_error: np.ndarray
-    overlap: np.ndarray
+    standard_error: SamplesByGenes
+    overlap: PerSample
 
 
 def standardize(
-    by_state: Moments, in_reference: np.ndarray | None = None, *, prior_cells: float = PRIOR_CELLS
+    by_state: Moments,
+    in_reference: BoolPerSample | None = None,
+    *,
+    prior_cells: float = PRIOR_CELLS,
 ) -> Standardized:
     """Separate what differs between samples from what differs between states.
 
@@ -90,7 +101,7 @@ def standardize(
 
     weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
     overlap = overlap_of(by_state.count, prior_cells)
-    compared = (overlap >= LEAST_OVERLAP)[:, None]
+    compared = (overlap >= MIN_OVERLAP)[:, None]
     # Left out of the comparison altogether: else the others would go half-way to what stays.
     shift = _sample_shifts(by_state.mean, weight * compared, in_reference)  # samples x genes
 
@@ -134,7 +145,7 @@ def standardize_onto(
     cells = by_state.count.sum(axis=1)
     trusted = known.count / (known.count + prior_cells)
     overlap = (by_state.count * trusted).sum(axis=1) / np.maximum(cells, TINY)
-    compared = (overlap >= LEAST_OVERLAP)[:, None]
+    compared = (overlap >= MIN_OVERLAP)[:, None]
 
     weight = profile.composition * trusted * by_state.count / (by_state.count + prior_cells)
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
@@ -148,13 +159,13 @@ def standardize_onto(
 
 
 def _as_if_shifted(
-    reference: Moments, cells: np.ndarray, shift: np.ndarray, *, ratio: np.ndarray
+    reference: Moments, cells: PerSample, shift: SamplesByGenes, *, ratio: SamplesByGenes
 ) -> Moments:
     """Return the moments of samples that differ from the reference by a shift and a ratio."""
     return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
 
 
-def overlap_of(count: np.ndarray, prior_cells: float = PRIOR_CELLS) -> np.ndarray:
+def overlap_of(count: SamplesByStates, prior_cells: float = PRIOR_CELLS) -> PerSample:
     """Return the share of each sample that lives in states which other samples have too.
 
     Parameters
@@ -166,31 +177,33 @@ def overlap_of(count: np.ndarray, prior_cells: float = PRIOR_CELLS) -> np.ndarra
     """
     others = count.sum(axis=0) - count  # samples x states
     part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
-    overlap: np.ndarray = (part * others / (others + prior_cells)).sum(axis=1)
-    return overlap
+    return (part * others / (others + prior_cells)).sum(axis=1)
 
 
 def _squared_errors(
-    count: np.ndarray, weight: np.ndarray, share: np.ndarray, *, in_reference: np.ndarray
-) -> np.ndarray:
+    count: SamplesByStates,
+    weight: SamplesByStates,
+    share: SamplesByStates,
+    *,
+    in_reference: BoolPerSample,
+) -> SamplesByStates:
     """Return the shifts' squared errors in units of the variance within states.
 
-    Shape ``(samples, states)``, to be summed over the states.  A shift is found in the states
-    that a sample shares with others, and there it is as uncertain as either side; the
-    reference's variance stands for both, as a sample of one cell has none of its own.
+    They are to be summed over the states.  A shift is found in the states that a sample shares
+    with others, and there it is as uncertain as either side; the reference's variance stands for
+    both, as a sample of one cell has none of its own.
     """
     tie = weight * (1 - weight / np.maximum(weight.sum(axis=0), TINY))
     part = tie / np.maximum(tie.sum(axis=1, keepdims=True), TINY)
     there = count * in_reference[:, None]
     others = there.sum(axis=0) - there
     # Where a sample is part of the reference, the reference moves along with it.
-    squared: np.ndarray = (part * (1 - share)) ** 2 * (
-        1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY)
-    )
-    return squared
+    return (part * (1 - share)) ** 2 * (1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY))
 
 
-def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarray) -> np.ndarray:
+def _sample_shifts(
+    mean: SamplesByStatesByGenes, weight: SamplesByStates, in_reference: BoolPerSample
+) -> SamplesByGenes:
     """Solve the additive model for the samples' shifts, which are 0 on average in the reference.
 
     The weights do not depend on the gene, so one small system serves all genes: eliminating the
@@ -203,7 +216,7 @@ def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarra
     laplacian = np.diag(weight.sum(axis=1)) - ties
     centered = mean - np.einsum("sk,skg->kg", share, mean)
     difference = np.einsum("sk,skg->sg", weight, centered)
-    shift: np.ndarray = np.linalg.pinv(laplacian, rcond=RESOLUTION, hermitian=True) @ difference
+    shift = np.linalg.pinv(laplacian, rcond=RESOLUTION, hermitian=True) @ difference
     n_sets, tied = sparse.csgraph.connected_components(ties > RESOLUTION * ties.max())
     for members in (tied == one for one in range(n_sets)):
         zero = members & in_reference
@@ -212,9 +225,9 @@ def _sample_shifts(mean: np.ndarray, weight: np.ndarray, in_reference: np.ndarra
 
 
 def _variance_ratio(
-    by_state: Moments, within: np.ndarray, weight: np.ndarray, *, prior_cells: float
-) -> np.ndarray:
-    """Compare the variance within states with the reference's; samples x genes.
+    by_state: Moments, within: StatesByGenes, weight: SamplesByStates, *, prior_cells: float
+) -> SamplesByGenes:
+    """Compare the variance within states with the reference's.
 
     Only states that both have count, `weight`; 1 where either side has no spread.
     """
@@ -224,5 +237,4 @@ def _variance_ratio(
     cells = by_state.count.sum(axis=1)[:, None]
     shrunk = (cells * observed + prior_cells * expected) / (cells + prior_cells)
     comparable = (expected > 0) & (observed > 0)
-    ratio: np.ndarray = np.divide(shrunk, expected, out=np.ones_like(expected), where=comparable)
-    return ratio
+    return np.divide(shrunk, expected, out=np.ones_like(expected), where=comparable)

@@ -9,11 +9,20 @@ import numpy as np
 from bioren.arrays.blocks import row_blocks, stacked
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByStates,
+    PerSample,
+    PerState,
+    Positions,
+    SampleCodes,
+    SamplesByStates,
+)
 
 __all__ = [
     "PRIOR_CELLS",
     "TABLE_ENTRIES",
-    "Standing",
+    "ReferenceWeights",
     "StateProfile",
     "moments_by_state",
     "profile_of",
@@ -37,7 +46,7 @@ class StateProfile(NamedTuple):
         Groups ``(states,)``: the reference's cells in each state, mean and variance within.
     """
 
-    composition: np.ndarray
+    composition: PerState
     by_state: Moments
 
     def whole(self) -> Moments:
@@ -47,17 +56,17 @@ class StateProfile(NamedTuple):
         n = self.by_state.count.sum()
         return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
 
-    def of_genes(self, index: np.ndarray | slice) -> StateProfile:
+    def of_genes(self, index: Positions | slice) -> StateProfile:
         """Return the profile of some genes."""
         return StateProfile(self.composition, self.by_state.of_genes(index))
 
-    def of_states(self, index: np.ndarray) -> StateProfile:
+    def of_states(self, index: Positions) -> StateProfile:
         """Return some of the states, as if they were the whole population."""
         composition = self.composition[index]
         return StateProfile(composition / max(composition.sum(), TINY), self.by_state[index])
 
 
-class Standing(NamedTuple):
+class ReferenceWeights(NamedTuple):
     """What each row of moments by sample and state stands for.
 
     Attributes
@@ -70,19 +79,19 @@ class Standing(NamedTuple):
         Number of samples that it stands for: one, unless several were pooled.
     """
 
-    weight: np.ndarray
-    composition: np.ndarray
-    samples: np.ndarray
+    weight: SamplesByStates
+    composition: SamplesByStates
+    samples: PerSample
 
     @classmethod
-    def of(cls, count: np.ndarray) -> Standing:
+    def of(cls, count: SamplesByStates) -> ReferenceWeights:
         """Return what single samples stand for, from their cells by state."""
         composition = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
         return cls(count / (count + PRIOR_CELLS), composition, np.ones(len(count)))
 
 
 def profile_of(
-    bridged: Moments, in_reference: np.ndarray, standing: Standing | None = None
+    bridged: Moments, in_reference: BoolPerSample, weights: ReferenceWeights | None = None
 ) -> StateProfile:
     """Return the reference by state.
 
@@ -92,11 +101,11 @@ def profile_of(
         Groups ``(samples, states)``, on the reference's scale.
     in_reference
         Which samples make it up, boolean of shape ``(samples,)``.
-    standing
-        See `Standing`; None: each row is one sample.
+    weights
+        See `ReferenceWeights`; None: each row is one sample.
     """
-    standing = standing or Standing.of(bridged.count)
-    weight, composition, samples = (of[in_reference] for of in standing)
+    weights = weights or ReferenceWeights.of(bridged.count)
+    weight, composition, samples = (of[in_reference] for of in weights)
     there = bridged[in_reference]
     part = weight / np.maximum(weight.sum(axis=0), TINY)  # samples x states
     level = np.einsum("sk,skg->kg", part, there.mean)
@@ -104,7 +113,9 @@ def profile_of(
     return StateProfile(np.average(composition, axis=0, weights=samples), by_state)
 
 
-def moments_by_state(x: Any, codes: np.ndarray, n_samples: int, *, share: np.ndarray) -> Moments:
+def moments_by_state(
+    x: Any, codes: SampleCodes, n_samples: int, *, share: CellsByStates
+) -> Moments:
     """Return moments by sample and state in single precision, a few genes at a time.
 
     Parameters

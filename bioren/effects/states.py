@@ -12,10 +12,8 @@ is shifted away, as in Harmony (Korsunsky et al. 2019, *Nature Methods* 16:1289,
   unless the types are known;
 * covariates such as a cell's depth are regressed out within states, whose own levels stay;
 * known labels, of some cells or all, keep states from reaching over two labels;
-* each round is kept as a pure function of a cell, what is known of it, and its sample.  The
+* each iteration is stored as a pure function of a cell, what is known of it, and its sample.  The
   fitted bridge therefore gives a cell the same result alone, in any chunk and in any order.
-
-Arrays: z cells x dims, responsibilities cells x states, codes cells, tables samples x states.
 """
 
 from __future__ import annotations
@@ -30,6 +28,24 @@ from scipy.special import softmax
 from bioren.arrays.blocks import Block
 from bioren.arrays.groups import TINY, effective_cells, mixed
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByCovariates,
+    CellsByDims,
+    CellsByStates,
+    LabelCodes,
+    PerCovariate,
+    PerState,
+    Positions,
+    SampleCodes,
+    SamplesByStates,
+    SamplesByStatesByCovariates,
+    SamplesByStatesByDims,
+    StateCodes,
+    StatesByCovariates,
+    StatesByCovariatesByDims,
+    StatesByDims,
+)
 from bioren.effects.clusters import (
     StateOptions,
     allowed_states,
@@ -44,9 +60,9 @@ from bioren.effects.shifts import covariate_slopes, shifts_onto, state_shifts
 __all__ = [
     "CellFacts",
     "ConditionalBridge",
+    "Iteration",
     "Placed",
     "PlacedQuery",
-    "Round",
     "StateOptions",
     "default_n_states",
     "depth",
@@ -67,11 +83,11 @@ class CellFacts(NamedTuple):
         Number of the cell's label, -1 where it is unknown, shape ``(cells,)``; None: all unknown.
     """
 
-    codes: np.ndarray
-    covariates: np.ndarray | None = None
-    labels: np.ndarray | None = None
+    codes: SampleCodes
+    covariates: CellsByCovariates | None = None
+    labels: LabelCodes | None = None
 
-    def of(self, cells: np.ndarray | slice) -> CellFacts:
+    def of(self, cells: Positions | slice) -> CellFacts:
         """Return what is known of some cells."""
         covariates, labels = (
             None if fact is None else fact[cells] for fact in (self.covariates, self.labels)
@@ -79,8 +95,8 @@ class CellFacts(NamedTuple):
         return CellFacts(self.codes[cells], covariates, labels)
 
 
-class Round(NamedTuple):
-    """One round, frozen: enough to place any cell of a known sample.
+class Iteration(NamedTuple):
+    """One iteration, frozen: enough to place any cell of a known sample.
 
     Attributes
     ----------
@@ -96,11 +112,11 @@ class Round(NamedTuple):
         The covariates' means, shape ``(samples, states, covariates)``.
     """
 
-    centers: np.ndarray
-    log_odds: np.ndarray
-    shifts: np.ndarray
-    slopes: np.ndarray
-    levels: np.ndarray
+    centers: StatesByDims
+    log_odds: SamplesByStates
+    shifts: SamplesByStatesByDims
+    slopes: StatesByCovariatesByDims
+    levels: SamplesByStatesByCovariates
 
 
 class Placed(NamedTuple):
@@ -108,20 +124,20 @@ class Placed(NamedTuple):
 
     Attributes
     ----------
-    full
+    corrected
         Embedding from which everything that differs between samples is removed.
     share
         Each cell's share in each state, shape ``(cells, states)``, rows sum to 1.
-    kept
-        What is to stay of the samples' differences: ``full + kept`` is the result.
-    specific
+    retained
+        What is to stay of the samples' differences: ``corrected + retained`` is the result.
+    sample_specific
         How far each cell lies from its states for no batch effect, shape ``(cells, dims)``.
     """
 
-    full: np.ndarray
-    share: np.ndarray
-    kept: np.ndarray
-    specific: np.ndarray
+    corrected: CellsByDims
+    share: CellsByStates
+    retained: CellsByDims
+    sample_specific: CellsByDims
 
 
 class PlacedQuery(NamedTuple):
@@ -129,7 +145,7 @@ class PlacedQuery(NamedTuple):
 
     Attributes
     ----------
-    full, share, specific
+    corrected, share, sample_specific
         As in `Placed`.
     shifts
         What was subtracted in each state, shape ``(states, dims)``.
@@ -137,11 +153,11 @@ class PlacedQuery(NamedTuple):
         See `bioren.effects.shifts.Shifts`, shape ``(states,)``.
     """
 
-    full: np.ndarray
-    share: np.ndarray
-    specific: np.ndarray
-    shifts: np.ndarray
-    inlier_weight: np.ndarray
+    corrected: CellsByDims
+    share: CellsByStates
+    sample_specific: CellsByDims
+    shifts: StatesByDims
+    inlier_weight: PerState
 
 
 @dataclass(frozen=True)
@@ -150,13 +166,13 @@ class ConditionalBridge:
 
     Attributes
     ----------
-    rounds
-        The frozen rounds, in the order of their application.
+    iterations
+        The frozen iterations, in the order of their application.
     options
         How it was fitted, which holds for query samples as well.
-    kept
-        Of the last round's shifts, what is not removed; shape ``(samples, states, dims)``.
-    specific
+    retained
+        Of the last iteration's shifts, what is not removed; shape ``(samples, states, dims)``.
+    sample_specific
         What is too unlike a sample's other shifts for a batch effect, of the same shape; see
         `bioren.effects.shifts.Shifts`.
     inlier_weight
@@ -168,23 +184,23 @@ class ConditionalBridge:
         Unit of each covariate, its standard deviation within samples.
     """
 
-    rounds: tuple[Round, ...]
+    iterations: tuple[Iteration, ...]
     options: StateOptions
-    kept: np.ndarray
-    specific: np.ndarray
-    inlier_weight: np.ndarray
-    state_labels: np.ndarray | None
-    unit: np.ndarray
+    retained: SamplesByStatesByDims
+    sample_specific: SamplesByStatesByDims
+    inlier_weight: SamplesByStates
+    state_labels: StateCodes | None
+    unit: PerCovariate
 
     @classmethod
     def fit(
         cls,
-        z: np.ndarray,
+        z: CellsByDims,
         facts: CellFacts,
         n_samples: int,
         *,
         rng: np.random.Generator,
-        in_reference: np.ndarray | None = None,
+        in_reference: BoolPerSample | None = None,
         n_states: int | None = None,
         strength: float = 1.0,
         options: StateOptions | None = None,
@@ -213,11 +229,14 @@ class ConditionalBridge:
         Raises
         ------
         ValueError
-            There are no cells, or `options` ask for no round.
+            There are no cells, or `options` ask for no iteration.
         """
         options = options or StateOptions()
-        if len(z) == 0 or options.rounds < 1:
-            msg = f"Expected cells and rounds, received {len(z)} cells, {options.rounds} rounds."
+        if len(z) == 0 or options.iterations < 1:
+            msg = (
+                f"Expected cells and iterations, received {len(z)} cells, {options.iterations} "
+                "iterations."
+            )
             raise ValueError(msg)
         in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
         n_states = min(n_states or default_n_states(len(z)), len(z))
@@ -226,9 +245,9 @@ class ConditionalBridge:
         centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng=rng)
         allowed = allowed_states(facts.labels, state_labels)
 
-        rounds: list[Round] = []
+        iterations: list[Iteration] = []
         moved = z
-        for _ in range(options.rounds):
+        for _ in range(options.iterations):
             centers, log_odds = diverse_clusters(
                 unit_vectors(moved),
                 facts.codes,
@@ -258,31 +277,31 @@ class ConditionalBridge:
                 by_state=by_state,
                 prior_slope=options.prior_slope,
             )
-            rounds.append(Round(centers, log_odds, shifts.removed, slopes, levels))
-            before, moved = moved, _moved(z, facts.codes, covariates, share=share, step=rounds[-1])
+            step = Iteration(centers, log_odds, shifts.batch_effect, slopes, levels)
+            iterations.append(step)
+            before, moved = moved, _moved(z, facts.codes, covariates, share=share, step=step)
             if _relative_change(before, moved) < 1e-3:
                 break
         return cls(
-            tuple(rounds),
+            tuple(iterations),
             options,
-            (1 - strength) * rounds[-1].shifts,
-            shifts.specific,
+            (1 - strength) * iterations[-1].shifts,
+            shifts.sample_specific,
             shifts.inlier_weight,
             state_labels,
             unit,
         )
 
-    def limited(self, limit: Callable[[np.ndarray], np.ndarray]) -> Self:
+    def limited(self, limit: Callable[[SamplesByStatesByDims], SamplesByStatesByDims]) -> Self:
         """Return the bridge that removes no more than ``limit(shifts)`` of what it removes now."""
-        removed = self.rounds[-1].shifts - self.kept
-        return replace(self, kept=self.rounds[-1].shifts - limit(removed))
+        removed = self.iterations[-1].shifts - self.retained
+        return replace(self, retained=self.iterations[-1].shifts - limit(removed))
 
-    def removed(self, share: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def removed_shift(self, share: CellsByStates, codes: SampleCodes) -> CellsByDims:
         """Return the shift that is removed from each cell, shape ``(cells, dims)``."""
-        shift: np.ndarray = mixed(share, codes, self.rounds[-1].shifts - self.kept)
-        return shift
+        return mixed(share, codes, self.iterations[-1].shifts - self.retained)
 
-    def apply(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
+    def apply(self, z: CellsByDims, facts: CellFacts) -> CellsByDims:
         """Carry cells to the reference population.
 
         Parameters
@@ -298,33 +317,32 @@ class ConditionalBridge:
             Shape and dtype of `z`.  Each row depends on its own cell alone.
         """
         placed = self.place(z, facts)
-        moved: np.ndarray = placed.full + placed.kept
-        return moved
+        return placed.corrected + placed.retained
 
-    def states(self, z: np.ndarray, facts: CellFacts) -> np.ndarray:
+    def states(self, z: CellsByDims, facts: CellFacts) -> CellsByStates:
         """Return each cell's share in each state, shape ``(cells, states)``, rows sum to 1."""
         return self._carried(z, facts)[1]
 
-    def nearest(self, z: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def nearest(self, z: CellsByDims, states: Positions) -> CellsByStates:
         """Return shares in some states only, by closeness alone; ``(cells, some states)``."""
-        centers = self.rounds[-1].centers[states]
-        share: np.ndarray = softmax(nearness(unit_vectors(z), centers, self.options.width), axis=1)
-        return share
+        centers = self.iterations[-1].centers[states]
+        return softmax(nearness(unit_vectors(z), centers, self.options.width), axis=1)
 
-    def place(self, z: np.ndarray, facts: CellFacts) -> Placed:
+    def place(self, z: CellsByDims, facts: CellFacts) -> Placed:
         """Return the embedding without what is to go, its states, and what is to stay."""
         moved, share = self._carried(z, facts)
-        kept, specific = (
-            mixed(share, facts.codes, table).astype(z.dtype) for table in (self.kept, self.specific)
+        retained, specific = (
+            mixed(share, facts.codes, table).astype(z.dtype)
+            for table in (self.retained, self.sample_specific)
         )
-        return Placed(moved, share, kept, specific)
+        return Placed(moved, share, retained, specific)
 
-    def _carried(self, z: np.ndarray, facts: CellFacts) -> tuple[np.ndarray, np.ndarray]:
+    def _carried(self, z: CellsByDims, facts: CellFacts) -> tuple[CellsByDims, CellsByStates]:
         """Return the embedding without what is to go, and its states."""
         covariates = _in_units(facts, self.unit)
         allowed = allowed_states(facts.labels, self.state_labels)
         moved = z
-        for step in self.rounds:
+        for step in self.iterations:
             share = _responsibilities(
                 moved,
                 facts.codes,
@@ -336,10 +354,10 @@ class ConditionalBridge:
             moved = _moved(z, facts.codes, covariates, share=share, step=step)
         return moved, share
 
-    def without_samples(self, states: np.ndarray) -> Self:
+    def without_samples(self, states: Positions) -> Self:
         """Return what queries are placed by: some of the states, and no sample's shifts."""
-        last = self.rounds[-1]
-        only = Round(
+        last = self.iterations[-1]
+        only = Iteration(
             last.centers[states],
             last.log_odds[:0, states],
             last.shifts[:0, states],
@@ -349,17 +367,17 @@ class ConditionalBridge:
         nothing = only.shifts
         return replace(
             self,
-            rounds=(only,),
-            kept=nothing,
-            specific=nothing,
+            iterations=(only,),
+            retained=nothing,
+            sample_specific=nothing,
             inlier_weight=self.inlier_weight[:0, states],
             state_labels=None,
         )
 
     def place_query(
         self,
-        z: np.ndarray,
-        covariates: np.ndarray | None,
+        z: CellsByDims,
+        covariates: CellsByCovariates | None,
         reference: Moments,
     ) -> PlacedQuery:
         """Place a sample that the bridge was not fitted on.
@@ -380,25 +398,25 @@ class ConditionalBridge:
         one = np.zeros(len(z), dtype=np.intp)
         facts = CellFacts(one, covariates)
         covariates = _in_units(facts, self.unit)
-        last = self.rounds[-1]
+        last = self.iterations[-1]
         even = np.zeros((1, len(last.centers)))
         moved = z
         options = self.options
-        for _ in range(options.rounds):
+        for _ in range(options.iterations):
             share = _responsibilities(
                 moved, one, last.centers, log_odds=even, allowed=None, width=options.width
             )
             shifts = shifts_onto(z, share, reference, options.prior_cells)
             levels = _levels(covariates, share)[None]
-            step = Round(last.centers, even, shifts.removed[None], last.slopes, levels)
+            step = Iteration(last.centers, even, shifts.batch_effect[None], last.slopes, levels)
             before, moved = moved, _moved(z, one, covariates, share=share, step=step)
             if _relative_change(before, moved) < 1e-3:
                 break
-        specific = (share @ shifts.specific).astype(z.dtype)
-        return PlacedQuery(moved, share, specific, shifts.removed, shifts.inlier_weight)
+        specific = (share @ shifts.sample_specific).astype(z.dtype)
+        return PlacedQuery(moved, share, specific, shifts.batch_effect, shifts.inlier_weight)
 
 
-def depth(x: Block) -> np.ndarray:
+def depth(x: Block) -> CellsByCovariates:
     """Return the first covariate of all cells: ``log(1 + number of genes detected)``.
 
     Parameters
@@ -407,14 +425,13 @@ def depth(x: Block) -> np.ndarray:
         Log-expression in memory, shape ``(cells, genes)``.
     """
     detected = np.asarray((x != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    found: np.ndarray = np.log1p(detected)
-    return found
+    return np.log1p(detected)
 
 
-def frozen_states(centers: np.ndarray) -> ConditionalBridge:
+def frozen_states(centers: StatesByDims) -> ConditionalBridge:
     """Return states at fixed centroids, ``(states, dims)``, to place queries in; no samples."""
     n_states, dims = centers.shape
-    only = Round(
+    only = Iteration(
         unit_vectors(centers),
         log_odds=np.zeros((0, n_states)),
         shifts=np.zeros((0, n_states, dims)),
@@ -428,54 +445,54 @@ def frozen_states(centers: np.ndarray) -> ConditionalBridge:
 
 
 def _responsibilities(
-    z: np.ndarray,
-    codes: np.ndarray,
-    centers: np.ndarray,
+    z: CellsByDims,
+    codes: SampleCodes,
+    centers: StatesByDims,
     *,
-    log_odds: np.ndarray,
-    allowed: np.ndarray | None,
+    log_odds: SamplesByStates,
+    allowed: CellsByStates | None,
     width: float,
-) -> np.ndarray:
+) -> CellsByStates:
     logits = nearness(unit_vectors(z), centers, width) + log_odds[codes].astype(z.dtype)
-    share: np.ndarray = softmax(logits if allowed is None else logits + allowed, axis=1)
-    return share
+    return softmax(logits if allowed is None else logits + allowed, axis=1)
 
 
 def _moved(
-    z: np.ndarray, codes: np.ndarray, covariates: np.ndarray, *, share: np.ndarray, step: Round
-) -> np.ndarray:
+    z: CellsByDims,
+    codes: SampleCodes,
+    covariates: CellsByCovariates,
+    *,
+    share: CellsByStates,
+    step: Iteration,
+) -> CellsByDims:
     offset = mixed(share, codes, step.shifts - np.einsum("skc,kcd->skd", step.levels, step.slopes))
     for c in range(covariates.shape[1]):
         offset += covariates[:, [c]] * (share @ step.slopes[:, c])
-    moved: np.ndarray = (z - offset).astype(z.dtype)
-    return moved
+    return (z - offset).astype(z.dtype)
 
 
-def _levels(covariates: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _levels(covariates: CellsByCovariates, share: CellsByStates) -> StatesByCovariates:
     """Return a sample's covariate means by state; few cells take the level of all of them."""
     count = share.sum(axis=0, dtype=np.float64)[:, None]
     level = covariates.mean(axis=0)
-    levels: np.ndarray = (share.T @ covariates + 10 * level) / (count + 10)
-    return levels
+    return (share.T @ covariates + 10 * level) / (count + 10)
 
 
-def _within_sample_spread(facts: CellFacts, n_samples: int) -> np.ndarray:
+def _within_sample_spread(facts: CellFacts, n_samples: int) -> PerCovariate:
     if facts.covariates is None:
         return np.ones(0)
     moments = Moments.by_group(facts.covariates, facts.codes, n_samples)
     spread = np.sqrt(moments.m2.sum(axis=0) / len(facts.codes))
-    unit: np.ndarray = np.where(spread > 0, spread, 1.0)
-    return unit
+    return np.where(spread > 0, spread, 1.0)
 
 
-def _in_units(facts: CellFacts, unit: np.ndarray) -> np.ndarray:
+def _in_units(facts: CellFacts, unit: PerCovariate) -> CellsByCovariates:
     given = np.zeros((len(facts.codes), 0)) if facts.covariates is None else facts.covariates
     if given.shape[1] != len(unit):
         msg = f"Fitted with {len(unit)} covariates, received {given.shape[1]}."
         raise ValueError(msg)
-    in_units: np.ndarray = given / unit
-    return in_units
+    return given / unit
 
 
-def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
+def _relative_change(before: CellsByDims, after: CellsByDims) -> float:
     return float(np.linalg.norm(after - before)) / max(float(np.linalg.norm(before)), TINY)

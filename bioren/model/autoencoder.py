@@ -16,6 +16,7 @@ from bioren.adata.obs import one_sample, read_batches, read_covariates, read_lab
 from bioren.adata.reference import Reference
 from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.groups import BatchKey
+from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.states import CellFacts, ConditionalBridge
@@ -26,7 +27,7 @@ from bioren.network.autoencoder import BridgeNetwork
 from bioren.network.training import TrainingOptions
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapped, Mapper
-from bioren.reference.population import LEAST_CELLS, Population
+from bioren.reference.population import MIN_CELLS, Population
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +38,7 @@ __all__ = ["RenormAutoencoder", "load"]
 class RenormAutoencoder:
     """Autoencoder that maps expression of several samples to their reference population.
 
-    1. The standardised bridge removes each sample's shift and scale per gene, found by
+    1. The standardized bridge removes each sample's shift and scale per gene, found by
        comparing samples within cell states (`bioren.effects.alignment`).
     2. An autoencoder of bridged expression, which starts as its principal components, embeds
        the cells; its decoder knows the samples by learned bridges (`bioren.network.autoencoder`).
@@ -222,7 +223,7 @@ class RenormAutoencoder:
         return self._fitted().states
 
     @property
-    def reliability_(self) -> np.ndarray:
+    def reliability_(self) -> PerDim:
         """Return the share of each dimension's variance within states that is not noise."""
         return self._fitted().denoiser.reliability
 
@@ -242,7 +243,7 @@ class RenormAutoencoder:
         Parameters
         ----------
         adata
-            Labelled cells of samples that the model was fitted on; some may lack a label.
+            Labeled cells of samples that the model was fitted on; some may lack a label.
         labels_key
             Column of ``adata.obs``.  Several may be learned, one after the other.
 
@@ -272,7 +273,7 @@ class RenormAutoencoder:
         Parameters
         ----------
         adata
-            Log-expression, normalised as the reference was.  Its genes may be in any order;
+            Log-expression, normalized as the reference was.  Its genes may be in any order;
             genes that it lacks are taken to be at the reference's mean, others that it has are
             left alone.  Covariates as in `fit`.
         batch_key
@@ -361,7 +362,7 @@ class RenormAutoencoder:
         model_file.save(self._fitted(), path, rng=self.rng, overwrite=overwrite)
 
     def publish(
-        self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
+        self, path: str | Path, *, min_cells: int = MIN_CELLS, overwrite: bool = False
     ) -> None:
         """Write what others need to map their samples, and nothing that is told by few cells.
 
@@ -387,7 +388,7 @@ class RenormAutoencoder:
         """
         model_file.publish(self._fitted(), path, min_cells=min_cells, overwrite=overwrite)
 
-    def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
+    def embed(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> CellsByDims:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``.
 
         They depend on the cell and its sample alone, not on the other cells given, and are shrunk
@@ -410,10 +411,10 @@ class RenormAutoencoder:
         """
         return self._fitted().embedding(self._place(adata, batch_key))
 
-    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> np.ndarray:
+    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> CellsByGenes:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
 
-        Each cell passes the standardised bridge of its sample, and what then differs between
+        Each cell passes the standardized bridge of its sample, and what then differs between
         samples within its states is removed as well: it keeps its own noise and the log scale.
 
         Parameters

@@ -13,12 +13,13 @@ import torch
 
 from bioren.adata.study import Columns
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import Positions, SamplesByStates
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment
 from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.expression import ExpressionBridge
-from bioren.effects.states import ConditionalBridge, Round, StateOptions
+from bioren.effects.states import ConditionalBridge, Iteration, StateOptions
 from bioren.files.container import LARGEST, Stored, read, write
 from bioren.model.fitted import Fitted, OwnSamples, Settings
 from bioren.network.autoencoder import BridgeNetwork
@@ -51,6 +52,13 @@ RENAMED = (
 )
 
 #: Tables of an alignment by sample and gene, and by sample.
+#: What the states know, by its name in the file.
+STATES = {
+    "kept": "retained",
+    "specific": "sample_specific",
+    "inlier_weight": "inlier_weight",
+    "unit": "unit",
+}
 BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
 BY_SAMPLE = ("overlap", "overlap_before")
 
@@ -115,19 +123,18 @@ def _of_told(known: Moments, population: Population) -> Moments:
     return Moments(told, known.mean.copy(), known.var() * told[:, None])
 
 
-def _own_samples(fitted: Fitted) -> np.ndarray:
+def _own_samples(fitted: Fitted) -> Positions:
     """Return where the model's samples are in the population, which may hold others added later."""
     names = fitted.samples().names
     return np.array([fitted.population.samples.index(name) for name in names])
 
 
-def _specific_cells(fitted: Fitted) -> np.ndarray:
-    """Return how many of the reference's cells are sample-specific, shape ``(samples, states)``."""
+def _specific_cells(fitted: Fitted) -> SamplesByStates:
+    """Return how many of the reference's cells are sample-specific."""
     population = fitted.population
     own = _own_samples(fitted)
     there = population.by_state.count[own] * population.in_reference[own][:, None]
-    cells: np.ndarray = there * (1 - fitted.states.inlier_weight)
-    return cells
+    return there * (1 - fitted.states.inlier_weight)
 
 
 def load(path: str | Path) -> tuple[Fitted, int | None]:
@@ -160,10 +167,10 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "labels": None if fitted.labels is None else list(fitted.labels),
         "covariates": list(columns.covariates),
         "signed": bool(fitted.signed),
-        "n_rounds": len(mapper.states.rounds),
+        "n_rounds": len(mapper.states.iterations),
         "width": mapper.states.options.width,
         "prior_cells": mapper.states.options.prior_cells,
-        "max_rounds": mapper.states.options.rounds,
+        "max_rounds": mapper.states.options.iterations,
         "knows": known.is_known,
         "single": known.single,
         "slope": known.slope if known.is_known else None,
@@ -173,10 +180,10 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays = {f"population/{name}": array for name, array in of_population.items()}
     for name, tensor in mapper.network.state_dict().items():
         arrays[f"network/{name}"] = tensor.detach().cpu().numpy()
-    for i, step in enumerate(mapper.states.rounds):
+    for i, step in enumerate(mapper.states.iterations):
         arrays |= _prefixed(f"states/{i}", step._asdict())
-    for name in ("kept", "specific", "inlier_weight", "unit"):
-        arrays[f"states/{name}"] = getattr(mapper.states, name)
+    for name, attribute in STATES.items():
+        arrays[f"states/{name}"] = getattr(mapper.states, attribute)
     if mapper.states.state_labels is not None:
         arrays["states/labels"] = mapper.states.state_labels
     arrays |= _of_moments("embedded", mapper.embedded) | _of_moments(
@@ -266,7 +273,7 @@ def _restored(stored: Stored) -> Fitted:
     return Fitted(settings, columns, labels, stored.about["signed"], mapper, own)
 
 
-def _rows_of_own(stored: Stored, population: Population) -> np.ndarray:
+def _rows_of_own(stored: Stored, population: Population) -> Positions:
     """Return where the model's own samples are among those of its population."""
     own = stored.array("own_samples", None, kind="i")
     inside = ((own >= 0) & (own < len(population.samples))).all()
@@ -377,21 +384,21 @@ def _states(stored: Stored, n_samples: int, n_states: int, *, dims: int) -> Cond
     if (unit < 1 / LARGEST).any():
         raise ValueError("The covariates' units are not positive.")
     n_covariates = len(unit)
-    rounds = []
+    iterations = []
     for i in range(stored.integer("n_rounds", 1, 1000)):
         part = stored.part(f"states/{i}")
-        step = Round(
+        step = Iteration(
             part.array("centers", n_states, dims),
             part.array("log_odds", n_samples, n_states),
             part.array("shifts", n_samples, n_states, dims),
             part.array("slopes", n_states, n_covariates, dims),
             part.array("levels", n_samples, n_states, n_covariates),
         )
-        rounds.append(step)
+        iterations.append(step)
     labels = None
     if "states/labels" in stored.arrays:
         labels = stored.array("states/labels", n_states, kind="i")
-    kept, specific = (
+    retained, specific = (
         stored.array(f"states/{name}", n_samples, n_states, dims) for name in ("kept", "specific")
     )
     inlier_weight = stored.array("states/inlier_weight", n_samples, n_states)
@@ -401,9 +408,11 @@ def _states(stored: Stored, n_samples: int, n_states: int, *, dims: int) -> Cond
     if stored.version > 1:
         options = options._replace(
             prior_cells=stored.number("prior_cells", 0),
-            rounds=stored.integer("max_rounds", 1, 1000),
+            iterations=stored.integer("max_rounds", 1, 1000),
         )
-    return ConditionalBridge(tuple(rounds), options, kept, specific, inlier_weight, labels, unit)
+    return ConditionalBridge(
+        tuple(iterations), options, retained, specific, inlier_weight, labels, unit
+    )
 
 
 def _confidence(stored: Stored) -> MappingConfidence:

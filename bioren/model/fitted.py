@@ -11,6 +11,13 @@ import pandas as pd
 from bioren.adata.matrix import Cells
 from bioren.adata.study import Columns
 from bioren.arrays.blocks import Block
+from bioren.arrays.shapes import (
+    CellsByDims,
+    CellsByGenes,
+    CellsByStates,
+    CellsByVariable,
+    SampleCodes,
+)
 from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal
 from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
@@ -81,7 +88,7 @@ class Placement(NamedTuple):
 
     cells: Cells
     variable: Block
-    codes: np.ndarray
+    codes: SampleCodes
     placed: Placed
 
 
@@ -100,10 +107,10 @@ class Results(NamedTuple):
         Each cell's share in each state, shape ``(cells, states)``.
     """
 
-    embedding: np.ndarray
-    corrected: np.ndarray
-    decoded: np.ndarray | None
-    states: np.ndarray
+    embedding: CellsByDims
+    corrected: CellsByGenes
+    decoded: CellsByVariable | None
+    states: CellsByStates
 
 
 @dataclass(frozen=True)
@@ -209,11 +216,11 @@ class Fitted:
             placement.placed.share,
         )
 
-    def embedding(self, placement: Placement) -> np.ndarray:
+    def embedding(self, placement: Placement) -> CellsByDims:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
         return self._embedding(placement, self._denoised(placement))
 
-    def corrected(self, placement: Placement) -> np.ndarray:
+    def corrected(self, placement: Placement) -> CellsByGenes:
         """Return expression on the reference's scale, of the genes of the placed cells."""
         genes = placement.cells.genes
         columns = self.genes.get_indexer(genes)
@@ -226,17 +233,17 @@ class Fitted:
         bridge = self.samples().expression.of_genes(columns)
         return bridge.apply(placement.cells.x, placement.codes, placement.placed.share)
 
-    def decoded(self, placement: Placement) -> np.ndarray:
+    def decoded(self, placement: Placement) -> CellsByVariable:
         """Return denoised expression of the variable genes, as if measured in the reference."""
         return decode(self.network, self._denoised(placement))
 
-    def _denoised(self, placement: Placement) -> np.ndarray:
+    def _denoised(self, placement: Placement) -> CellsByDims:
         placed = placement.placed
-        return self.denoiser.denoised(placed.full, placed.share, placed.specific)
+        return self.denoiser.denoised(placed.corrected, placed.share, placed.sample_specific)
 
-    def _embedding(self, placement: Placement, denoised: np.ndarray) -> np.ndarray:
+    def _embedding(self, placement: Placement, denoised: CellsByDims) -> CellsByDims:
         """Return denoised coordinates with what is retained of the samples' differences."""
-        z: np.ndarray = denoised + placement.placed.kept
+        z = denoised + placement.placed.retained
         of_variable = self.samples().alignment.of_genes(self.population.variable)
         loadings = self.population.components
         z += embedding_of_retained(

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from bioren._version import __version__
-from bioren.adata.matrix import FEWEST_DIMENSIONS, check_strength, check_varies, target_sum
+from bioren.adata.matrix import MIN_DIMENSIONS, check_strength, check_varies, target_sum
 from bioren.adata.study import Design, Study
 from bioren.arrays.blocks import Block, gather_rows
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import sample_sums
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import CellsByDims, CellsByStates, GenesByDims
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
 from bioren.effects.denoising import Denoiser, reliability
@@ -46,8 +47,8 @@ def check_settings(settings: Settings) -> None:
         One is.
     """
     check_strength(settings.strength)
-    if settings.n_latent < FEWEST_DIMENSIONS:
-        msg = f"n_latent must be {FEWEST_DIMENSIONS} or more, received {settings.n_latent}."
+    if settings.n_latent < MIN_DIMENSIONS:
+        msg = f"n_latent must be {MIN_DIMENSIONS} or more, received {settings.n_latent}."
         raise ValueError(msg)
 
 
@@ -107,7 +108,9 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
         states,
         denoiser=denoiser,
         removal=removal,
-        cells=(variable, facts, placed.share, placed.full, placed.full - placed.specific),
+        x=variable,
+        facts=facts,
+        placed=placed,
         rng=rng,
     )
     signed = cells.values.negative
@@ -213,14 +216,16 @@ def _denoiser(placement: Placement, of_variable: Alignment, rng: np.random.Gener
         placed.share,
         bridges=of_variable.full,
         center=of_variable.reference.mean,
-        n_components=placed.full.shape[1],
+        n_components=placed.corrected.shape[1],
         rng=rng,
     )
-    return Denoiser.fit(placed.full, placed.share, placed.specific, reliability=reliable)
+    return Denoiser.fit(
+        placed.corrected, placed.share, placed.sample_specific, reliability=reliable
+    )
 
 
 def find_states(
-    z: np.ndarray,
+    z: CellsByDims,
     facts: CellFacts,
     design: Design,
     *,
@@ -257,7 +262,7 @@ def find_states(
     )
 
 
-def _compared_by_state(study: Study, by_state: Moments, share: np.ndarray) -> Moments:
+def _compared_by_state(study: Study, by_state: Moments, share: CellsByStates) -> Moments:
     """Return the moments by sample and state of the cells that effects are taken from."""
     design = study.design
     if design.controls is None:
@@ -268,7 +273,7 @@ def _compared_by_state(study: Study, by_state: Moments, share: np.ndarray) -> Mo
 
 
 def _population(
-    study: Study, alignment: Alignment, loadings: np.ndarray, *, share: np.ndarray
+    study: Study, alignment: Alignment, loadings: GenesByDims, *, share: CellsByStates
 ) -> Population:
     cells, design = study
     everything = np.ones(design.n_samples, dtype=bool)
@@ -285,14 +290,18 @@ def _population(
 
 
 def _diagnose(
-    placement: Placement, of_variable: Alignment, states: ConditionalBridge, *, loadings: np.ndarray
+    placement: Placement,
+    of_variable: Alignment,
+    states: ConditionalBridge,
+    *,
+    loadings: GenesByDims,
 ) -> Diagnosis:
     """Compare the cells' coordinates along the components before and after all bridges."""
     _, x, codes, placed = placement
     projection = Projection(of_variable.reference.mean, loadings)
     bridges = of_variable.bridges
     before = projection.apply(x, codes, AffineBridge.identity(*bridges.scale.shape))
-    after = projection.apply(x, codes, bridges) - states.removed(placed.share, codes)
+    after = projection.apply(x, codes, bridges) - states.removed_shift(placed.share, codes)
     n_samples = len(bridges.scale)
     count = sample_sums(placed.share, codes, n_samples)
     return Diagnosis(
@@ -304,6 +313,5 @@ def _diagnose(
     )
 
 
-def _components(network: BridgeNetwork) -> np.ndarray:
-    loadings: np.ndarray = network.components.detach().cpu().numpy()
-    return loadings
+def _components(network: BridgeNetwork) -> GenesByDims:
+    return network.components.detach().cpu().numpy()

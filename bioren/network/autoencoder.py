@@ -1,7 +1,7 @@
 """The network: an encoder that never hears of samples, a decoder that knows them by bridges.
 
 Expression enters through the bridge of each cell's sample, a scale and a shift per gene, exact and
-composition-standardised, to the reference population's scale: what `bioren.nn.SampleRenorm1d` does
+composition-standardized, to the reference population's scale: what `bioren.nn.SampleRenorm1d` does
 in evaluation.  Encoder and decoder are the principal components of what comes out, plus a
 non-linear part that starts as zero: training can only add to the components, and is kept only where
 it helps on cells held out.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import BoolPerSample, GenesByDims
 from bioren.bridge import AffineBridge
 from bioren.nn import BatchRenorm1d, LinearLimits
 
@@ -71,9 +72,9 @@ class BridgeNetwork(nn.Module):
         self,
         samples: Moments,
         reference: Moments,
-        components: np.ndarray,
+        components: GenesByDims,
         *,
-        in_reference: np.ndarray | None = None,
+        in_reference: BoolPerSample | None = None,
     ) -> None:
         """Load the bridge and begin as the principal components of bridged expression.
 
@@ -123,13 +124,13 @@ class BridgeNetwork(nn.Module):
 
     def _standard(self, x: Tensor, sample: Tensor) -> Tensor:
         bridge = AffineBridge(self.input_scale[sample], self.input_shift[sample])
-        return (cast(Tensor, bridge.apply(x)) - self.center) / self.spread
+        return (bridge.apply(x) - self.center) / self.spread
 
     def _encode(self, standard: Tensor) -> Tensor:
         linear = standard @ self.components
         if not self.training and not cast(nn.Linear, self.encoder[-1]).weight.any():
             return linear  # training did not help, and left the start
-        rest: Tensor = self.encoder(standard / self.gene_step)
+        rest = self.encoder(standard / self.gene_step)
         return linear + LATENT_STEP * rest
 
     def _decode(self, z: Tensor, sample: Tensor | None) -> Tensor:
@@ -162,7 +163,7 @@ class LearnedBridge(nn.Module):
         self.register_buffer("reference", torch.full((num_samples,), 1 / num_samples))
 
     @torch.no_grad()
-    def set_reference(self, in_reference: np.ndarray | None) -> None:
+    def set_reference(self, in_reference: BoolPerSample | None) -> None:
         """Choose the samples on whose average the map is the identity; None: all."""
         if in_reference is None:
             in_reference = np.ones(len(self.reference), dtype=bool)
@@ -176,7 +177,7 @@ class LearnedBridge(nn.Module):
         log_r = self.log_r - self.reference @ self.log_r
         d = self.step * (self.d - self.reference @ self.d)
         bridge = AffineBridge(log_r[sample].exp(), d[sample])
-        return cast(Tensor, bridge.apply(x.to(self.d.dtype)))  # x may be half under autocast
+        return bridge.apply(x.to(self.d.dtype))  # x may be half under autocast
 
 
 def _hidden(n_in: int, n_out: int) -> tuple[nn.Module, ...]:

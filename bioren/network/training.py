@@ -20,6 +20,14 @@ from tqdm import tqdm
 from bioren.arrays.blocks import Block, as_block, to_dense
 from bioren.arrays.components import Projection
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    CellsByDims,
+    CellsByGenes,
+    GenesByDims,
+    Positions,
+    SampleCodes,
+)
 from bioren.bridge import AffineBridge
 from bioren.network.autoencoder import BridgeNetwork
 
@@ -94,12 +102,12 @@ class Epoch(NamedTuple):
 
 def fit_network(
     x: Block,
-    codes: np.ndarray,
+    codes: SampleCodes,
     samples: Moments,
     *,
     reference: Moments,
     sizes: tuple[int, int],
-    in_reference: np.ndarray | None,
+    in_reference: BoolPerSample | None,
     options: TrainingOptions,
     rng: np.random.Generator,
 ) -> tuple[BridgeNetwork, list[Epoch]]:
@@ -130,7 +138,7 @@ def fit_network(
     most, n_hidden = sizes
     bridges = AffineBridge.between(samples, reference)
 
-    def components(rows: np.ndarray | slice, most: int) -> np.ndarray:
+    def components(rows: Positions | slice, most: int) -> GenesByDims:
         found = Projection.fit(
             x[rows], codes[rows], bridges, center=reference.mean, n_components=most, rng=rng
         )
@@ -150,7 +158,7 @@ def fit_network(
     return network, history
 
 
-def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[Positions, Positions]:
     """Return the positions of training cells and of held-out cells (at least one of each)."""
     order = rng.permutation(n_cells)
     n_held_out = min(max(1, round(held_out * n_cells)), n_cells - 1)
@@ -160,9 +168,9 @@ def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[np.n
 def train(
     network: BridgeNetwork,
     x: Block,
-    codes: np.ndarray,
+    codes: SampleCodes,
     *,
-    cells: tuple[np.ndarray, np.ndarray],
+    cells: tuple[Positions, Positions],
     options: TrainingOptions,
     rng: np.random.Generator,
 ) -> list[Epoch]:
@@ -199,7 +207,7 @@ def train(
     fabric = _fabric(options)
     model, optimizer = fabric.setup(network, _optimizer(network, options))
 
-    def error(positions: np.ndarray) -> float:
+    def error(positions: Positions) -> float:
         network.eval()
         with torch.no_grad():
             total = sum(
@@ -240,7 +248,7 @@ def train(
     return history
 
 
-def embed(network: BridgeNetwork, x: Block, codes: np.ndarray) -> np.ndarray:
+def embed(network: BridgeNetwork, x: Block, codes: SampleCodes) -> CellsByDims:
     """Return the embedding of all cells before the bridge per state, float32."""
     device = network.center.device
     everything = np.arange(x.shape[0])
@@ -253,7 +261,7 @@ def embed(network: BridgeNetwork, x: Block, codes: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def embed_bridged(network: BridgeNetwork, blocks: Iterable[np.ndarray]) -> np.ndarray:
+def embed_bridged(network: BridgeNetwork, blocks: Iterable[np.ndarray]) -> CellsByDims:
     """Return the embedding of cells that are on the reference's scale already, float32.
 
     Parameters
@@ -275,7 +283,7 @@ def embed_bridged(network: BridgeNetwork, blocks: Iterable[np.ndarray]) -> np.nd
     return np.concatenate(parts)
 
 
-def decode(network: BridgeNetwork, z: np.ndarray) -> np.ndarray:
+def decode(network: BridgeNetwork, z: CellsByDims) -> CellsByGenes:
     """Return expression as if measured in the reference population, float32, cells x genes."""
     device = network.center.device
     network.eval()
@@ -310,7 +318,7 @@ def _optimizer(network: BridgeNetwork, options: TrainingOptions) -> torch.optim.
 
 
 def _minibatches(
-    x: Block, codes: np.ndarray, positions: np.ndarray, *, size: int, device: torch.device
+    x: Block, codes: SampleCodes, positions: Positions, *, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield expression, dense and float32, and sample of some cells at a time."""
     for start in range(0, len(positions), size):

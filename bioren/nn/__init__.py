@@ -1,6 +1,6 @@
-"""Renormalisation layers for torch; this package never imports AnnData, scanpy or matplotlib.
+"""Renormalization layers for torch; this package never imports AnnData, scanpy or matplotlib.
 
-`BatchRenorm1d` takes the place of ``torch.nn.BatchNorm1d``; `SampleRenorm1d` normalises every
+`BatchRenorm1d` takes the place of ``torch.nn.BatchNorm1d``; `SampleRenorm1d` normalizes every
 cell by its own sample and bridges the samples to their population.  `functional` holds the same
 as pure functions, `schedules` what may change over the training.
 """

@@ -34,7 +34,7 @@ def is_readable(tensor: Tensor) -> bool:
 
 
 def native_kernels_serve(input: Tensor) -> bool:
-    """Return whether torch's kernels of batch normalisation can be called one by one.
+    """Return whether torch's kernels of batch normalization can be called one by one.
 
     They take plain tensors on a CPU or an NVIDIA or AMD GPU, and are opaque to a compiler, to
     function transforms and to derivatives in forward mode.

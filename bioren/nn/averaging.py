@@ -1,13 +1,13 @@
-"""The gradient of normalisation with its means averaged over minibatches.
+"""The gradient of normalization with its means averaged over minibatches.
 
-With z the normalised values and g the gradient of z, that of the input is::
+With z the normalized values and g the gradient of z, that of the input is::
 
     1 / std_B * (g - mean(g) - z mean(g z))
 
 with means over the minibatch.  In a minibatch of two rows they are mostly noise.  Yan et al.
 (2020), *Towards stabilizing batch statistics in backward propagation of batch normalization*,
 arXiv:2001.06838, average them over the latest minibatches, and take the values z' = r z + d that
-are normalised by the running statistics in the place of z, so that all minibatches speak of the
+are normalized by the running statistics in the place of z, so that all minibatches speak of the
 same values::
 
     r / std_B * (g - mean(g) - z' mean(g z'))          where r = 1 and d = 0, the same

@@ -1,4 +1,4 @@
-"""What all renormalising layers share: options beside those of torch's layers, and their state."""
+"""What all renormalizing layers share: options beside those of torch's layers, and their state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Initial = Literal["unit", "first_batch", "debiased"]
 
 
 # Not a _BatchNorm: SyncBatchNorm.convert_sync_batchnorm would quietly turn it into plain
-# batch normalisation.
+# batch normalization.
 class RenormBase(_NormBase):
     """A layer with running statistics and a bridge to them.
 
@@ -204,7 +204,7 @@ def momentum_at(
 
 
 def check_average(eps: float, momentum: float | None) -> None:
-    """Raise unless `eps` and `momentum` are what a layer can normalise and average with."""
+    """Raise unless `eps` and `momentum` are what a layer can normalize and average with."""
     if not eps > 0:
         raise ValueError(f"eps must be positive, received {eps}.")
     if momentum is not None:

@@ -1,4 +1,4 @@
-"""Batch Renormalization as layers that take the place of torch's batch normalisation."""
+"""Batch Renormalization as layers that take the place of torch's batch normalization."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _BatchRenorm(RenormBase):
         average_backward: int | None = None,
         **options: Any,
     ) -> None:
-        """Set what batch normalisation does not have."""
+        """Set what batch normalization does not have."""
         super().set_options(**options)
         self.register_buffer("num_samples_tracked", None)
         self.limits = LinearLimits.gradual(self.momentum) if limits is None else limits
@@ -127,7 +127,7 @@ class _BatchRenorm(RenormBase):
             delattr(self, name)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return `input` normalised.
+        """Return `input` normalized.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class _BatchRenorm(RenormBase):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}running_mean" in state_dict:
-            # Of batch normalisation nobody knows how many rows it saw: the schedule starts anew.
+            # Of batch normalization nobody knows how many rows it saw: the schedule starts anew.
             if self.num_samples_tracked is not None:
                 none = torch.zeros((), dtype=torch.int64)
                 state_dict.setdefault(f"{prefix}num_samples_tracked", none)
@@ -266,19 +266,19 @@ _OPTIONS = (
 class BatchRenorm1d(_BatchRenorm):
     """Batch Renormalization of ``(N, C)`` or ``(N, C, L)``, in the place of `nn.BatchNorm1d`.
 
-    Training normalises by the minibatch and corrects, within limits, towards the running
+    Training normalizes by the minibatch and corrects, within limits, towards the running
     statistics that evaluation uses: both then compute the same, and minibatches that are small
     or not drawn independently do no harm.  See `bioren.nn.functional.batch_renorm`.
 
     By default the limits open gradually, to (3, 5), while the running statistics gather
-    minibatches, and these are free of their beginning: the first step is batch normalisation, and
+    minibatches, and these are free of their beginning: the first step is batch normalization, and
     after some 500 to 800 the layer is what the paper describes.  For a training of known length
     ``limits=LinearLimits.paper(total_steps)`` is a little better still; `PAPER` is the paper's own
-    schedule, which is plain batch normalisation for 5,000 steps.
+    schedule, which is plain batch normalization for 5,000 steps.
 
     The state dict has the keys of `nn.BatchNorm1d` and loads both ways (`BySamples` and learned
     mixing have one more); a loaded ``num_batches_tracked`` is the step of the schedule.  As with
-    every normalisation by the minibatch, a single row of two dimensions lies at its own mean: its
+    every normalization by the minibatch, a single row of two dimensions lies at its own mean: its
     output is right, within the limits, and its input gradient zero.
 
     Parameters
@@ -292,7 +292,7 @@ class BatchRenorm1d(_BatchRenorm):
     affine
         Whether to learn a weight and a bias per channel.
     track_running_stats
-        If False there are no running statistics, and the layer is plain batch normalisation in
+        If False there are no running statistics, and the layer is plain batch normalization in
         training and evaluation alike.
     limits
         A schedule (`LinearLimits`, `PAPER`, or any callable of the step; a picklable one, if
@@ -311,8 +311,8 @@ class BatchRenorm1d(_BatchRenorm):
         Share of the way from the minibatch's statistics to the running ones, within the limits: a
         number in [0, 1], a schedule such as `LinearMixing`, or "learned", one per channel.
     average_backward
-        Number of latest minibatches over which the two means in the gradient of the normalisation
-        are averaged, as moving average batch normalisation does (Yan et al. 2020,
+        Number of latest minibatches over which the two means in the gradient of the normalization
+        are averaged, as moving average batch normalization does (Yan et al. 2020,
         arXiv:2001.06838, with 16); None for those of the minibatch alone.  For minibatches of a
         few values, where they are noise.  Then there is no second derivative.
     bias

@@ -1,8 +1,8 @@
-"""Whole networks turned from batch normalisation to renormalisation and back.
+"""Whole networks turned from batch normalization to renormalization and back.
 
 Layers change their class and keep everything else: parameters, buffers, hooks, names, and whoever
 refers to them.  A subclass of torch's layers becomes a class that adds the same to ours, as long as
-it leaves the normalisation to torch's ``forward``.
+it leaves the normalization to torch's ``forward``.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def convert_batchnorm(
     strict: bool = True,
     **options: Any,
 ) -> Network:
-    """Turn every batch normalisation inside of `module` into Batch Renormalization.
+    """Turn every batch normalization inside of `module` into Batch Renormalization.
 
     Weights, statistics, eps, momentum, device, dtype and mode stay as they are, and so does the
-    output in evaluation.  (Learned mixing is a new parameter, which an optimiser that exists
+    output in evaluation.  (Learned mixing is a new parameter, which an optimizer that exists
     already has to be given.)
 
-    Subclasses of torch's layers are converted, too, if they inherit ``forward``, as parametrised
+    Subclasses of torch's layers are converted, too, if they inherit ``forward``, as parametrized
     layers do, or call ``super().forward``; and so is timm's ``BatchNormAct2d``, with its dropout
     and activation.  Others may compute anything and are left alone, unless `factories` says what
     to do with them.
@@ -82,7 +82,7 @@ def convert_batchnorm(
         As in `BatchRenorm1d`.  A schedule goes on at the number of batches that a layer has
         seen, so that pretrained layers begin with the last limits.
     factories
-        For layers of other classes: what makes a layer's substitute of it.  Batch normalisation
+        For layers of other classes: what makes a layer's substitute of it.  Batch normalization
         inside of the substitute is converted as well.
     strict
         Whether it is an error if there is nothing to convert.
@@ -104,7 +104,7 @@ def convert_batchnorm(
     ------
     TypeError, ValueError
         `module` is no module; an option is unknown or out of range; there is no batch
-        normalisation that could be converted.  Then no layer has changed.
+        normalization that could be converted.  Then no layer has changed.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def convert_batchnorm(
     for layer in found:
         _try_options(layer, {"limits": limits} | options)
     module = _with_substitutes(module, substitutes)
-    own = {"momentum", "eps"} & options.keys()  # what batch normalisation has as well
+    own = {"momentum", "eps"} & options.keys()  # what batch normalization has as well
     for layer in module.modules():
         kind = _kind_for(type(layer))
         if kind is None:
@@ -155,8 +155,8 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     Parameters
     ----------
     module
-        Any network, or a single layer.  Changed in place; batch normalisation, subclasses that
-        `convert_batchnorm` did not make, and layers that are synchronised already are left alone.
+        Any network, or a single layer.  Changed in place; batch normalization, subclasses that
+        `convert_batchnorm` did not make, and layers that are synchronized already are left alone.
     process_group
         The ranks; None for all.
 
@@ -173,7 +173,7 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
     """
     lazy = [layer for layer in module.modules() if isinstance(layer, _LazyBatchRenorm)]
     if lazy:
-        msg = "A lazy layer has to see an input before it can be synchronised; pass one first."
+        msg = "A lazy layer has to see an input before it can be synchronized; pass one first."
         raise ValueError(msg)
     layers = [layer for layer in module.modules() if _made_of(layer)[0] in _OVER_ROWS]
     for layer in layers:
@@ -192,10 +192,10 @@ def convert_sync(module: Network, process_group: dist.ProcessGroup | None = None
 
 
 def fold_to_batchnorm(module: Network) -> Network:
-    """Turn every Batch Renormalization inside of `module` into batch normalisation.
+    """Turn every Batch Renormalization inside of `module` into batch normalization.
 
-    For deployment: in evaluation the two are the same, and tools that fuse, quantise or export
-    know batch normalisation.  What `convert_sync` made becomes what it was before.
+    For deployment: in evaluation the two are the same, and tools that fuse, quantize or export
+    know batch normalization.  What `convert_sync` made becomes what it was before.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def fold_to_batchnorm(module: Network) -> Network:
 
 
 def _kind_for(origin: type[nn.Module]) -> Kind | None:
-    """Return our class in the place of batch normalisation `origin`, None if it is something else.
+    """Return our class in the place of batch normalization `origin`, None if it is something else.
 
     Not for layers that may compute anything.
     """
@@ -382,7 +382,7 @@ def _nothing_found(module: nn.Module) -> str:
     others = _names(layer for layer in module.modules() if isinstance(layer, _BatchNorm))
     if not others:
         return (
-            "the network has no batch normalisation to convert; if that is meant, pass "
+            "the network has no batch normalization to convert; if that is meant, pass "
             "strict=False."
         )
     return (

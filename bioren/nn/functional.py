@@ -1,4 +1,4 @@
-"""Renormalisation as pure functions of their arguments, running statistics updated in place.
+"""Renormalization as pure functions of their arguments, running statistics updated in place.
 
 Both functions rest on the bridge of `bioren.bridge`, clipped and kept out of the gradient, and
 have one convention for the spread throughout: ``std = sqrt(var + eps)``, as in
@@ -55,13 +55,13 @@ def batch_renorm(
 ) -> Tensor:
     """Apply Batch Renormalization to each channel.
 
-    Training normalises by the minibatch, then corrects towards the running statistics::
+    Training normalizes by the minibatch, then corrects towards the running statistics::
 
         y = ((x - mean_B) / std_B * r**m + m * d) * weight + bias
         r = clip(std_B / std, 1 / r_max, r_max)             without gradient
         d = clip((mean_B - mean) / std, -d_max, d_max)      without gradient
 
-    and updates the running statistics afterwards.  Evaluation normalises by the running
+    and updates the running statistics afterwards.  Evaluation normalizes by the running
     statistics.  With limits (1, 0) training is `torch.nn.functional.batch_norm`.
 
     Of the options of `bioren.nn.BatchRenorm1d` two have a memory of their own and are the layer's
@@ -74,14 +74,14 @@ def batch_renorm(
         enough, but has a gradient of zero in training, as it lies at its own mean.  Statistics
         of float16 and bfloat16 are computed in float32.
     running_mean, running_var
-        Shape ``(C,)``; both or neither.  Without them training is plain batch normalisation.
+        Shape ``(C,)``; both or neither.  Without them training is plain batch normalization.
         Updated in place in training, the variance by the minibatch's unbiased one as in torch.
         A minibatch that is empty or holds a value that is not finite changes neither, a single
         value per channel, which has no variance, changes the mean alone.
     weight, bias
         Shape ``(C,)``; None stands for ones and zeros.
     training
-        Whether to normalise by the minibatch and to learn from it.
+        Whether to normalize by the minibatch and to learn from it.
     momentum
         Share of the minibatch in the new running statistics; a number or a 0-d tensor.
     eps
@@ -92,7 +92,7 @@ def batch_renorm(
         Which values count in the statistics (bool), or how much (weights that are not negative,
         of which only the ratios matter), alike for all channels.  Shape ``(N,)`` for whole rows,
         or ``(N, *positions)``, also with a dimension of 1 for the channels; other dimensions may
-        be 1 as well, and then count for all.  What does not count is normalised with the rest,
+        be 1 as well, and then count for all.  What does not count is normalized with the rest,
         takes no part in the gradient of the statistics, and may hold anything; if it is not
         finite it becomes 0 first.  None counts all.
     mixing
@@ -161,9 +161,9 @@ def instance_renorm(
     *,
     mixing: float | Tensor = 0.5,
 ) -> Tensor:
-    """Normalise each instance and channel by itself, and bridge it to shared statistics.
+    """Normalize each instance and channel by itself, and bridge it to shared statistics.
 
-    ``y = (r**m * z + m * d) * weight + bias``, where z is instance normalised, (r, d) lead to the
+    ``y = (r**m * z + m * d) * weight + bias``, where z is instance normalized, (r, d) lead to the
     shared statistics, and m is the mixing: 0 is `torch.nn.functional.instance_norm`, 1 is
     `torch.nn.functional.batch_norm`.
 
@@ -227,11 +227,11 @@ def sample_renorm(
     d_max: Bound = 5.0,
     recollection: Recollection | None = None,
 ) -> Tensor:
-    """Normalise each cell by its own sample, and bridge the sample to the population.
+    """Normalize each cell by its own sample, and bridge the sample to the population.
 
-    Two bridges stand one behind the other.  In training the cells of a sample are normalised by
-    what the minibatch holds of it and renormalised, as by `batch_renorm`, to the sample's moving
-    statistics; in evaluation they are normalised by these directly.  Then ::
+    Two bridges stand one behind the other.  In training the cells of a sample are normalized by
+    what the minibatch holds of it and renormalized, as by `batch_renorm`, to the sample's moving
+    statistics; in evaluation they are normalized by these directly.  Then ::
 
         y = (r_kept * z + d_kept) * weight + bias
 
@@ -250,8 +250,8 @@ def sample_renorm(
     weight, bias
         Shape ``(features,)``; None stands for ones and zeros.
     training
-        Whether to normalise by the minibatch and to learn from it.  The only cell of a sample
-        in a minibatch is always normalised by the sample's moving statistics, and keeps its
+        Whether to normalize by the minibatch and to learn from it.  The only cell of a sample
+        in a minibatch is always normalized by the sample's moving statistics, and keeps its
         gradient.
     momentum
         Smallest share of a minibatch in the new statistics of a sample; None weighs all cells
@@ -261,13 +261,13 @@ def sample_renorm(
         spread at all, features are shifted and never scaled, and stay finite.
     max_kept
         See `bioren.bridge.kept_terms`: (1, 0) keeps nothing of the difference between sample
-        and population (normalisation per sample), (inf, inf) all (that of the population).
+        and population (normalization per sample), (inf, inf) all (that of the population).
     mixing
         How much is kept of what lies beyond `max_kept`, in [0, 1]: with 0 nothing, with 1 all.
     r_max, d_max
         Limits on the bridge from the minibatch to the sample's moving statistics.
     recollection
-        Recognises forward passes that activation checkpointing runs again.
+        Recognizes forward passes that activation checkpointing runs again.
 
     Returns
     -------
@@ -377,7 +377,7 @@ def evaluate(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Normalise by the running statistics."""
+    """Normalize by the running statistics."""
     dtype = statistics_dtype(input)
     mean, var = in_dtype(running_mean, dtype), in_dtype(running_var, dtype)
     weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)

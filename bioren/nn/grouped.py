@@ -162,7 +162,7 @@ def spread(var: Tensor, eps: float) -> Tensor:
 def population_normalizer(
     statistics: SampleStatistics, eps: float, *, max_kept: tuple[float, float], mixing: float
 ) -> Normalizer:
-    """Return the normalisation of each sample with what is kept of its bridge; no gradient."""
+    """Return the normalization of each sample with what is kept of its bridge; no gradient."""
     std_s, std = comparable(spread(statistics.sample_var, eps), spread(statistics.running_var, eps))
     mean_s = statistics.sample_mean
     r, d = renorm_terms(mean_s, std_s, statistics.running_mean, std)

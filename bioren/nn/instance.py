@@ -1,4 +1,4 @@
-"""Instance normalisation bridged to the statistics of the minibatch or of the population."""
+"""Instance normalization bridged to the statistics of the minibatch or of the population."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _InstanceRenorm(RenormBase):
         self.target = target
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `input` normalised, of its shape and dtype.
+        """Return `input` normalized, of its shape and dtype.
 
         Raises
         ------
@@ -101,13 +101,13 @@ class _InstanceRenorm(RenormBase):
 
 
 class InstanceRenorm1d(_InstanceRenorm):
-    """Instance normalisation of ``(N, C, L)``, bridged to the minibatch or the population.
+    """Instance normalization of ``(N, C, L)``, bridged to the minibatch or the population.
 
-    Each channel of each instance is normalised by its own mean and deviation over the positions.
+    Each channel of each instance is normalized by its own mean and deviation over the positions.
     The bridge leads from there to the statistics that all instances share, and a share m of it is
-    kept: ``r**m * z + m * d``.  With a mixing of 0 this is instance normalisation, which forgets
+    kept: ``r**m * z + m * d``.  With a mixing of 0 this is instance normalization, which forgets
     how an instance differs from the others (its contrast, its style), with 1 it is batch
-    normalisation, which keeps all of that; between them lies a part of it.
+    normalization, which keeps all of that; between them lies a part of it.
 
     The output for an instance never depends on the others if the target is the population, in
     evaluation whatever the target.
@@ -143,7 +143,7 @@ class InstanceRenorm1d(_InstanceRenorm):
 
     References
     ----------
-    Nam & Kim (2018), *Batch-instance normalization*, arXiv:1805.07925, mixes the two normalised
+    Nam & Kim (2018), *Batch-instance normalization*, arXiv:1805.07925, mixes the two normalized
     values; here the bridge between them is followed part of the way.
 
     Examples
@@ -159,7 +159,7 @@ class InstanceRenorm1d(_InstanceRenorm):
 
 
 class InstanceRenorm2d(_InstanceRenorm):
-    """Instance normalisation of ``(N, C, H, W)``, bridged to the minibatch or the population.
+    """Instance normalization of ``(N, C, H, W)``, bridged to the minibatch or the population.
 
     All else is as in `InstanceRenorm1d`.
     """
@@ -169,7 +169,7 @@ class InstanceRenorm2d(_InstanceRenorm):
 
 
 class InstanceRenorm3d(_InstanceRenorm):
-    """Instance normalisation of ``(N, C, D, H, W)``, bridged to the minibatch or the population.
+    """Instance normalization of ``(N, C, D, H, W)``, bridged to the minibatch or the population.
 
     All else is as in `InstanceRenorm1d`.
     """

@@ -1,11 +1,11 @@
-"""The kernels of torch's own batch normalisation, with r and d in weight and bias.
+"""The kernels of torch's own batch normalization, with r and d in weight and bias.
 
-With r and d held fixed, Batch Renormalization is batch normalisation with other parameters::
+With r and d held fixed, Batch Renormalization is batch normalization with other parameters::
 
     (z * r + d) * weight + bias  =  z * (weight * r) + (weight * d + bias)
 
 so that kernels which torch has already do all the work that grows with the input: one reads the
-moments, one normalises, and one makes the gradient.
+moments, one normalizes, and one makes the gradient.
 
 The gradient of the input, with g that of the output, is that of fixed moments less what the
 moments themselves have to do with the input::
@@ -83,7 +83,7 @@ def normalize(
     weights: ValueWeights | None = None,
     averages: BackwardAverages | None = None,
 ) -> Tensor:
-    """Return ``(z * r + d) * weight + bias``, z being `input` normalised by its own moments.
+    """Return ``(z * r + d) * weight + bias``, z being `input` normalized by its own moments.
 
     The gradient goes through the moments.
 
@@ -129,7 +129,7 @@ def batch_norm(
     eps: float,
     moving: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
 ) -> Tensor:
-    """Normalise by the minibatch; torch's functional form would refuse a single row.
+    """Normalize by the minibatch; torch's functional form would refuse a single row.
 
     `moving` are running mean and variance, to be updated in place, and their momentum.
     """
@@ -167,7 +167,7 @@ def _normalized_by(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Return `input` normalised by `moments`, scaled and shifted; autograd follows each step."""
+    """Return `input` normalized by `moments`, scaled and shifted; autograd follows each step."""
     std = (moments.var + eps).sqrt()
     z = (input - of_channels(moments.mean, input)) / of_channels(std, input)
     return scaled(z, scale, shift).to(input.dtype)
@@ -304,7 +304,7 @@ def _by_fixed_moments(
     shift: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Return `input` normalised by mean and variance, scaled and shifted, in one kernel."""
+    """Return `input` normalized by mean and variance, scaled and shifted, in one kernel."""
     mean, var = moments
     y, _, _ = torch.native_batch_norm(input, scale, shift, mean, var, False, 0.0, eps)
     return y

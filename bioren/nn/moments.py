@@ -113,7 +113,7 @@ def channel_moments(input: Tensor, weights: ValueWeights | None = None) -> Chann
         nothing = x.sum(over)  # zeros, with a gradient: other ranks wait for it
         return ChannelMoments(nothing, nothing, 0)
     if weights is None:
-        # As torch's batch normalisation writes it, so that a compiler makes one pass of the two.
+        # As torch's batch normalization writes it, so that a compiler makes one pass of the two.
         var, mean = torch.var_mean(x, over, correction=0, keepdim=True)
         return ChannelMoments(mean.flatten(), var.flatten(), x.numel() // x.shape[1])
     share, total, squares = weights

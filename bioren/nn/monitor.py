@@ -24,7 +24,7 @@ class LayerDiagnostics(NamedTuple):
     """Training steps seen."""
     r_max: float
     d_max: float
-    """The limits in force at the last of them; with (1, 0) the layer is batch normalisation."""
+    """The limits in force at the last of them; with (1, 0) the layer is batch normalization."""
     clipped: float
     """Share of channels of which r or d lay outside the limits, in [0, 1], over the steps at which
     these were open; NaN if they never were."""

@@ -3,7 +3,7 @@
 Such a pass has to see the r and d of the first one, although the running statistics have moved on,
 and must not count twice.  torch has no hook for that.  But a pass run again happens inside of a
 backward pass, and its minibatch has the mean and variance of the first one, by which it is
-recognised.
+recognized.
 
 Compiled code asks for neither, so that `torch.compile` and checkpointing do not go together.
 """

@@ -1,4 +1,4 @@
-"""One training step of renormalisation, by the quickest way that does what is asked for."""
+"""One training step of renormalization, by the quickest way that does what is asked for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def renormalize(
     learned: Tensor | None = None,
     averages: BackwardAverages | None = None,
 ) -> Tensor:
-    """Normalise by the minibatch, correct towards the running statistics and update these.
+    """Normalize by the minibatch, correct towards the running statistics and update these.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def renormalize(
     eps
         Added to every variance.
     tracker
-        Turns the minibatch's moments into (r, d); None for plain batch normalisation.
+        Turns the minibatch's moments into (r, d); None for plain batch normalization.
     weights
         How much each value counts in the moments.
     learned
@@ -137,7 +137,7 @@ def renormalize_instances(
     mixing: float | Tensor,
     gradient: bool,
 ) -> Tensor:
-    """Return ``(r**m * z + m * d) * weight + bias``, z normalised by instance and channel.
+    """Return ``(r**m * z + m * d) * weight + bias``, z normalized by instance and channel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The bridge as a layer: cells normalised by their sample, bridged to the population."""
+"""The bridge as a layer: cells normalized by their sample, bridged to the population."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["SampleRenorm1d"]
 
 
 class SampleRenorm1d(nn.Module):
-    """Normalise cells by the moving statistics of their samples, bridged to the population.
+    """Normalize cells by the moving statistics of their samples, bridged to the population.
 
-    In training a sample's cells are normalised by what the minibatch holds of that sample and
-    renormalised to its moving statistics, so that a minibatch may hold few cells of it, or one.
+    In training a sample's cells are normalized by what the minibatch holds of that sample and
+    renormalized to its moving statistics, so that a minibatch may hold few cells of it, or one.
     (Values stay right with few cells; their gradient shrinks, as two cells of one sample always
     lie at -1 and 1.  A lone cell has the gradient of evaluation.)  In evaluation the output
     depends on the cell and the buffers alone.
@@ -47,9 +47,9 @@ class SampleRenorm1d(nn.Module):
         Whether to learn a weight and a bias per feature, shared by all samples.
     max_kept
         ``(r_max, d_max)``: how much of the difference between sample and population may stay.
-        (1, 0) is normalisation per sample, (inf, inf) that of the population.
+        (1, 0) is normalization per sample, (inf, inf) that of the population.
     mixing
-        How much stays of the difference beyond `max_kept`, in [0, 1]: 0 normalises by the
+        How much stays of the difference beyond `max_kept`, in [0, 1]: 0 normalizes by the
         sample's own statistics, 1 by the population's.
     limits
         Limits on the bridge from minibatch to moving statistics: a schedule or a pair
@@ -145,7 +145,7 @@ class SampleRenorm1d(nn.Module):
         )
 
     def forward(self, input: Tensor, sample: Tensor) -> Tensor:
-        """Return `input` normalised.
+        """Return `input` normalized.
 
         Parameters
         ----------

@@ -4,10 +4,10 @@ A schedule keeps no state of its own: it reads the layer's buffer ``num_batches_
 is right after ``load_state_dict``.  On a GPU it stays on the buffer's device, so that nothing
 waits; on a CPU it reads the number, anew at each step, as that is the quicker way there.
 
-With a mixing m the bridge that is applied is ``r**m`` and ``m * d``: 0 normalises by the
+With a mixing m the bridge that is applied is ``r**m`` and ``m * d``: 0 normalizes by the
 minibatch's (or the instance's, or the sample's) own statistics, 1 goes all the way to the shared
-ones.  Batch-instance normalisation (Nam & Kim 2018, arXiv:1805.07925) learns such a gate between
-two normalisations per channel; here it stands between the two ends of one bridge.
+ones.  Batch-instance normalization (Nam & Kim 2018, arXiv:1805.07925) learns such a gate between
+two normalizations per channel; here it stands between the two ends of one bridge.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ConstantLimits:
     ----------
     r_max, d_max
         ``1/r_max <= r <= r_max`` and ``-d_max <= d <= d_max``; ``(1, 0)`` is plain batch
-        normalisation, ``(inf, inf)`` never clips.
+        normalization, ``(inf, inf)`` never clips.
 
     Raises
     ------
@@ -106,7 +106,7 @@ class ConstantLimits:
 
 @dataclass(frozen=True, slots=True)
 class LinearLimits:
-    """Plain batch normalisation first, then a linear ramp, then flat for ever.
+    """Plain batch normalization first, then a linear ramp, then flat for ever.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class LinearLimits:
     def paper(cls, total_steps: int) -> Self:
         """Return the schedule of the paper for a training of another length.
 
-        A twentieth of it is plain batch normalisation; d reaches its limit after a quarter, r after
+        A twentieth of it is plain batch normalization; d reaches its limit after a quarter, r after
         two fifths.  `PAPER` is that of 100,000 steps.
 
         Parameters
@@ -174,7 +174,7 @@ class LinearLimits:
 
         The unit of time is the horizon of the average, ``1 / momentum`` minibatches: d reaches its
         limit of 5 after five of them, r its limit of 3 after eight.  These are the proportions of
-        `PAPER`, whose wait with batch normalisation is left out, as statistics that are free of
+        `PAPER`, whose wait with batch normalization is left out, as statistics that are free of
         their beginning (``initial="debiased"``) do not need it.  So it works in short and in long
         trainings alike (`benchmarks/layers/defaults.py`).
 
@@ -283,7 +283,7 @@ class BySamples:
 PAPER = LinearLimits(start=5_000, r_end=40_000, d_end=25_000, r_max=3.0, d_max=5.0)
 """The schedule of Ioffe (2017), arXiv:1702.03275, section 4."""
 CROSSQ = StepLimits(((100_000, 3.0, 5.0),))
-"""Batch normalisation for 100,000 steps, then the paper's limits at once, as in CrossQ (Bhatt et
+"""Batch normalization for 100,000 steps, then the paper's limits at once, as in CrossQ (Bhatt et
 al. 2024, arXiv:1902.05605)."""
 
 

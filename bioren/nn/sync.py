@@ -26,13 +26,13 @@ class SyncBatchRenorm(_BatchRenorm):
     (Chan, Golub & LeVeque 1983): output, gradient and running statistics are those of one process
     with all rows, also where ranks have different numbers of rows or none.  Every rank has to
     call the layer as often as the others.  From the moments of a rank to those of all there is a
-    bridge again, so that each rank normalises its own rows by its own moments and corrects.
+    bridge again, so that each rank normalizes its own rows by its own moments and corrects.
 
-    Without an initialised process group, with one rank, and in evaluation nothing is exchanged.
+    Without an initialized process group, with one rank, and in evaluation nothing is exchanged.
     There is no second derivative.
 
     `DistributedDataParallel` copies the buffers of rank 0 to all others at each forward pass
-    unless told otherwise.  Here they are equal anyway.  With layers that are not synchronised,
+    unless told otherwise.  Here they are equal anyway.  With layers that are not synchronized,
     rank 0's running statistics then lead all ranks, in training too, and what the others saw is
     lost.  ``broadcast_buffers=False`` (from torch 2.13 on ``forward_sync_buffers=False``) leaves
     each rank its own, which trained worse in `benchmarks/layers/distributed.py`: one target for
@@ -75,7 +75,7 @@ class SyncBatchRenorm(_BatchRenorm):
         self.process_group = process_group
 
     def set_options(self, **options: Any) -> None:
-        """Set what batch normalisation does not have."""
+        """Set what batch normalization does not have."""
         super().set_options(**options)
         check_shareable(self)
 

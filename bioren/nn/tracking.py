@@ -59,7 +59,7 @@ class Tracker:
     counter
         Of the minibatches that were let in, 0-d int64, counted on here; or None.
     recollection
-        Recognises forward passes that activation checkpointing runs again.
+        Recognizes forward passes that activation checkpointing runs again.
     observe
         Told of r and d.
     """
@@ -207,7 +207,7 @@ class Tracker:
         vectors = (mean, batch.var, self.running_mean, self.running_var)
         scalars = (self.r_max, self.d_max, self.momentum, self.first, self.counter)
         return (
-            len(mean) <= MOST_CHANNELS
+            len(mean) <= MAX_CHANNELS
             and all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in vectors)
             and all(t.is_cuda for t in scalars if isinstance(t, Tensor))
         )
@@ -307,6 +307,6 @@ def _all_finite(mean: Any, var: Any) -> bool:
     return math.isfinite(np.add.reduce(mean + var, dtype=np.float64))
 
 
-MOST_CHANNELS = 8192
+MAX_CHANNELS = 8192
 """All channels are in the registers of one block; beyond this number they do not fit."""
 _HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -34,7 +34,7 @@ __all__ = ["batch_effects", "before_after", "limits", "samples", "training_histo
 LONGEST_LEGEND = 40
 
 #: Whole numbers of so many different values name categories; more are a quantity.
-MOST_CODES = 20
+MAX_CODES = 20
 
 #: Cells are shrunk in so many handfuls, each with all categories.
 HANDFULS = 6
@@ -86,7 +86,7 @@ def batch_effects(
     effects = read_effects(adata, key)
     columns = _affected(effects, n_genes) if genes is None else _positions(effects, genes)
     d, error = effects.d[:, columns], effects.standard_error_d[:, columns]
-    # Five more rows' height for the names of genes and the colours.
+    # Five more rows' height for the names of genes and the colors.
     ax = ax or _new_axes(len(effects.samples) + 5, 3.5 + 0.2 * len(columns))
     # The few most extreme values alone would leave all others pale.
     most = max(float(np.quantile(np.abs(d), 0.98)), 1e-6)
@@ -350,7 +350,7 @@ def before_after(
         for basis in (before, after)
     ]
     values = _colors(adata, color if color is not None else record.batch_key)
-    axes: np.ndarray = _new_axes(10, 11.0, columns=2) if given is None else given
+    axes = _new_axes(10, 11.0, columns=2) if given is None else given
     # No sample hides another, whatever the order of cells; large data in smaller points.
     order = np.random.default_rng(0).permutation(adata.n_obs)
     size = float(np.clip(20_000 / adata.n_obs, 1.5, 14))
@@ -386,15 +386,14 @@ def _affected(effects: Effects, n_genes: int) -> np.ndarray:
     d = effects.d[:, chosen].T
     length = np.linalg.norm(d, axis=1, keepdims=True)
     tree = linkage(d / np.where(length > 0, length, 1), "average", optimal_ordering=True)
-    ordered: np.ndarray = chosen[leaves_list(tree)]
-    return ordered
+    return chosen[leaves_list(tree)]
 
 
 def _positions(effects: Effects, genes: Sequence[str]) -> np.ndarray:
     wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     if not wanted:
         raise ValueError("genes is empty: name some, or leave it out for the most affected ones.")
-    found: np.ndarray = pd.Index(effects.genes).get_indexer(wanted)
+    found = pd.Index(effects.genes).get_indexer(wanted)
     missing = [name for name, place in zip(wanted, found, strict=True) if place < 0]
     if missing:
         msg = (
@@ -432,8 +431,7 @@ def _two_components(x: Any) -> np.ndarray:
     from sklearn.decomposition import PCA
 
     solver = "arpack" if min(x.shape) > 2 else "full"
-    z: np.ndarray = PCA(2, svd_solver=solver, random_state=0).fit_transform(x)
-    return z
+    return PCA(2, svd_solver=solver, random_state=0).fit_transform(x)
 
 
 def _colors(adata: AnnData, key: BatchKey) -> pd.Series:
@@ -445,7 +443,7 @@ def _colors(adata: AnnData, key: BatchKey) -> pd.Series:
         raise KeyError(f"obs has no column {key!r}; {choices('obs', key, adata.obs)}.")
     column = adata.obs[key].reset_index(drop=True)
     number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if number and (pd.api.types.is_float_dtype(column) or column.nunique() > MOST_CODES):
+    if number and (pd.api.types.is_float_dtype(column) or column.nunique() > MAX_CODES):
         return column.astype(float)
     column = column.astype("category").cat.remove_unused_categories()
     column = column.cat.rename_categories([str(name) for name in column.cat.categories])

@@ -1,4 +1,4 @@
-"""What the plots have in common: colours, sizes, labels that fit."""
+"""What the plots have in common: colors, sizes, labels that fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "shortened",
 ]
 
-#: Eight colours that colour-blind readers can tell apart (Okabe and Ito 2008), yellow last.
+#: Eight colors that color-blind readers can tell apart (Okabe and Ito 2008), yellow last.
 PALETTE = (
     "#0072B2",
     "#E69F00",
@@ -35,10 +35,10 @@ PALETTE = (
     "#F0E442",
 )
 
-#: With more than eight categories colours come again, in another shape.
+#: With more than eight categories colors come again, in another shape.
 MARKERS = ("o", "^", "s", "v", "D", "P", "X", "<")
 
-#: Red and blue, which colour-blind readers can tell apart; white is no effect.
+#: Red and blue, which color-blind readers can tell apart; white is no effect.
 DIVERGING = "RdBu_r"
 
 #: Sizes of labels in points, and the share of a tick's room that a line of text may take.
@@ -46,7 +46,7 @@ LARGEST, SMALLEST, LINE = 9.0, 5.0, 0.7
 
 
 def category_style(number: int) -> tuple[str, str]:
-    """Return colour and marker of category `number`, counted from 0."""
+    """Return color and marker of category `number`, counted from 0."""
     return PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE) % len(MARKERS)]
 
 
@@ -109,7 +109,7 @@ def _horizontal(axis: Axis) -> bool:
 
 
 def _room(axis: Axis, n_names: int) -> float:
-    """Return the distance of neighbouring positions in points."""
+    """Return the distance of neighboring positions in points."""
     ax: Axes = axis.axes
     extent = ax.get_window_extent()
     pixels = extent.width if _horizontal(axis) else extent.height

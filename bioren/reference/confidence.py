@@ -3,7 +3,7 @@
 A cell whose type the reference lacks is placed all the same, in the states that are nearest.  Two
 distances tell: from its state's center in the embedding, in units of the spread within states,
 and from the expression that its states lead to expect.  Single cells are noisy, so both are
-averages over the cell's neighbours within its own sample.  How far is too far is learned on the
+averages over the cell's neighbors within its own sample.  How far is too far is learned on the
 reference itself: each of its samples is mapped on the others, and groups of states are withheld.
 """
 
@@ -23,24 +23,36 @@ from bioren.arrays.apply import scale_rows
 from bioren.arrays.blocks import Block, gather_rows
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import TINY
+from bioren.arrays.shapes import (
+    CellsByCovariates,
+    CellsByDims,
+    CellsByDistances,
+    CellsByStates,
+    PerCell,
+    PerDistance,
+    Positions,
+    SampleCodes,
+    StateCodes,
+    StatesByDims,
+)
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Removal
 from bioren.reference.mapping import Frame, map_sample
 
 __all__ = ["MappingConfidence", "averaging", "calibrate", "distances"]
 
-#: Neighbours that a cell's distances are averaged over, itself among them.
+#: Neighbors that a cell's distances are averaged over, itself among them.
 NEIGHBOURS = 16
 
-#: Neighbours are sought among so many cells of the sample, in so many of its own components, which
+#: Neighbors are sought among so many cells of the sample, in so many of its own components, which
 #: are found on so many cells.
 POOL, COMPONENTS, SKETCH = 10_000, 20, 2000
 
-#: Distances averaged over neighbours are made for so many cells at a time.
+#: Distances averaged over neighbors are made for so many cells at a time.
 BLOCK = 1000
 
 #: A state's variance is at least this share of that of all states.
-LEAST_VARIANCE = 0.1
+MIN_VARIANCE = 0.1
 
 #: The reference is judged by so many of its samples, cells of each, and groups of states.
 SAMPLES, CELLS, GROUPS = 10, 1000, 8
@@ -49,7 +61,7 @@ SAMPLES, CELLS, GROUPS = 10, 1000, 8
 TYPICAL = float(np.log(2))
 
 #: So many cells make a group of withheld ones, and of the others.
-FEWEST = 10
+MIN_CELLS = 10
 
 
 class MappingConfidence(NamedTuple):
@@ -69,8 +81,8 @@ class MappingConfidence(NamedTuple):
         Whether the reference was one sample, which does not tell how much samples differ.
     """
 
-    center: np.ndarray
-    unit: np.ndarray
+    center: PerDistance
+    unit: PerDistance
     slope: float
     level: float
     single: bool = False
@@ -80,7 +92,7 @@ class MappingConfidence(NamedTuple):
         """Return whether there was enough to learn from."""
         return not np.isnan(self.level)
 
-    def score(self, distances: np.ndarray) -> np.ndarray:
+    def score(self, distances: CellsByDistances) -> PerCell:
         """Return the probabilities of one sample's cells, shape ``(cells,)``.
 
         After a `single` sample, what all cells have in common says nothing: the nearest quarter
@@ -95,19 +107,18 @@ class MappingConfidence(NamedTuple):
         if self.single:
             far = far - max(0.0, float(np.quantile(far, 0.25)) - TYPICAL)
         odds = self.slope * far + self.level
-        probability: np.ndarray = 1 / (1 + np.exp(-odds.clip(-500, 500)))
-        return probability
+        return 1 / (1 + np.exp(-odds.clip(-500, 500)))
 
 
 def distances(
     x: Block,
     bridge: AffineBridge,
-    z: np.ndarray,
+    z: CellsByDims,
     *,
     frame: Frame,
     near: sparse.csr_matrix,
-    among: Sequence[np.ndarray | None],
-) -> list[np.ndarray]:
+    among: Sequence[Positions | None],
+) -> list[CellsByDistances]:
     """Return how far the cells of one sample lie from their states.
 
     Parameters
@@ -133,7 +144,7 @@ def distances(
         dimension, and in gene space, per gene.
     """
     one = np.zeros(len(z), dtype=np.intp)
-    bridged = near @ scale_rows(x, bridge.scale, one)  # means over neighbours
+    bridged = near @ scale_rows(x, bridge.scale, one)  # means over neighbors
     found = []
     for states in among:
         states = np.arange(len(frame.coordinates.count)) if states is None else states
@@ -152,12 +163,12 @@ def distances(
 
 def calibrate(
     x: Block,
-    codes: np.ndarray,
-    covariates: np.ndarray | None,
+    codes: SampleCodes,
+    covariates: CellsByCovariates | None,
     *,
-    share: np.ndarray,
+    share: CellsByStates,
     without: Callable[[int], Frame],
-    encode: Callable[[Block, AffineBridge], np.ndarray],
+    encode: Callable[[Block, AffineBridge], CellsByDims],
     rng: np.random.Generator,
 ) -> MappingConfidence:
     """Learn from the reference's own cells how far unknown cells lie.
@@ -179,9 +190,9 @@ def calibrate(
     pairs = []
     for sample in samples:
         cells = np.sort(rng.permutation(np.flatnonzero(codes == sample))[:CELLS])
-        if len(cells) < 2 * FEWEST:
+        if len(cells) < 2 * MIN_CELLS:
             continue
-        frame = without(sample)
+        frame = without(int(sample))
         some = gather_rows(x, cells)
         mapped = map_sample(
             some,
@@ -194,11 +205,11 @@ def calibrate(
         group = _groups(frame.coordinates.mean)
         home = group[share[cells].argmax(axis=1)]
         withheld, left = [], []
-        there = frame.coordinates.count >= FEWEST
+        there = frame.coordinates.count >= MIN_CELLS
         for one in np.unique(home):
             is_known = home != one
             states = np.flatnonzero(there & (group != one))
-            if min(is_known.sum(), (~is_known).sum()) >= FEWEST and len(states):
+            if min(is_known.sum(), (~is_known).sum()) >= MIN_CELLS and len(states):
                 withheld.append(is_known)
                 left.append(states)
         bridge = mapped.alignment.full
@@ -224,17 +235,14 @@ def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> MappingConfidence:
     return MappingConfidence(center, unit, slope, float(model.intercept_[0]) if slope else 0.0)
 
 
-def _far(distances: np.ndarray, center: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    far: np.ndarray = np.logaddexp.reduce(
-        (np.log(np.maximum(distances, TINY)) - center) / unit, axis=1
-    )
-    return far
+def _far(distances: CellsByDistances, center: PerDistance, unit: PerDistance) -> PerCell:
+    return np.logaddexp.reduce((np.log(np.maximum(distances, TINY)) - center) / unit, axis=1)
 
 
 def averaging(
     x: Block, bridge: AffineBridge, frame: Frame, *, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Return the matrix that averages over each cell's neighbours in the sample's components.
+    """Return the matrix that averages over each cell's neighbors in the sample's components.
 
     Components of its own tell a type apart that those of the reference do not.
 
@@ -243,7 +251,7 @@ def averaging(
     x, bridge, frame
         As for `distances`.
     rng
-        Chooses the cells among which neighbours are sought, where there are many.
+        Chooses the cells among which neighbors are sought, where there are many.
     """
     n = x.shape[0]
     one = np.zeros(n, dtype=np.intp)
@@ -264,11 +272,11 @@ def averaging(
     return sparse.csr_matrix((values, (rows, near.ravel())), shape=(n, n))
 
 
-def _from_centers(z: np.ndarray, frame: Frame, states: np.ndarray) -> np.ndarray:
+def _from_centers(z: CellsByDims, frame: Frame, states: Positions) -> PerCell:
     """Return each cell's squared distance from the nearest center, in units of its variance."""
     coordinates = frame.coordinates
     variance, weight = coordinates.var(), coordinates.count / max(coordinates.count.sum(), TINY)
-    variance = np.maximum(variance, np.maximum(LEAST_VARIANCE * (weight @ variance), TINY))
+    variance = np.maximum(variance, np.maximum(MIN_VARIANCE * (weight @ variance), TINY))
     nearest = np.full(len(z), np.inf)
     for state in states:
         distance = (np.square(z - coordinates.mean[state]) / variance[state]).mean(axis=1)
@@ -276,9 +284,8 @@ def _from_centers(z: np.ndarray, frame: Frame, states: np.ndarray) -> np.ndarray
     return nearest
 
 
-def _groups(centers: np.ndarray) -> np.ndarray:
+def _groups(centers: StatesByDims) -> StateCodes:
     """Group states that lie together, by Ward's method; a number for each."""
     if len(centers) <= 2:
         return np.arange(len(centers))
-    groups: np.ndarray = fcluster(linkage(centers, "ward"), min(GROUPS, len(centers)), "maxclust")
-    return groups
+    return fcluster(linkage(centers, "ward"), min(GROUPS, len(centers)), "maxclust")

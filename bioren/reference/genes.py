@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
+from bioren.arrays.shapes import GeneColumns
 
-__all__ = ["FEWEST", "MatchedGenes"]
+__all__ = ["MIN_GENES", "MatchedGenes"]
 
 #: Fewer genes than this place no cell.
-FEWEST = 3
+MIN_GENES = 3
 
 
 class MatchedGenes(NamedTuple):
@@ -22,5 +22,5 @@ class MatchedGenes(NamedTuple):
         query's order makes no difference; of one length.
     """
 
-    query: np.ndarray
-    reference: np.ndarray
+    query: GeneColumns
+    reference: GeneColumns

@@ -8,6 +8,14 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from bioren.arrays.groups import TINY
+from bioren.arrays.shapes import (
+    CellsByDims,
+    CountPerLabel,
+    DimsByLabels,
+    LabelCodes,
+    PerCell,
+    PerLabel,
+)
 
 __all__ = ["LabelTransfer"]
 
@@ -28,13 +36,13 @@ class LabelTransfer(NamedTuple):
     """
 
     names: list[str]
-    weights: np.ndarray
-    level: np.ndarray
-    cells: np.ndarray
+    weights: DimsByLabels
+    level: PerLabel
+    cells: CountPerLabel
 
     @classmethod
-    def fit(cls, z: np.ndarray, codes: np.ndarray, names: list[str]) -> LabelTransfer:
-        """Learn from labelled cells.
+    def fit(cls, z: CellsByDims, codes: LabelCodes, names: list[str]) -> LabelTransfer:
+        """Learn from labeled cells.
 
         Parameters
         ----------
@@ -67,7 +75,7 @@ class LabelTransfer(NamedTuple):
         names = [self.names[i] for i in many]
         return LabelTransfer(names, self.weights[:, many], self.level[many], self.cells[many])
 
-    def predict(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, z: CellsByDims) -> tuple[LabelCodes, PerCell]:
         """Return each cell's most probable label, as its position, and its probability."""
         odds = z @ self.weights + self.level
         share = np.exp(odds - odds.max(axis=1, keepdims=True))

@@ -13,12 +13,20 @@ from bioren.arrays.apply import result_dtype
 from bioren.arrays.blocks import Block, row_blocks, stacked, to_dense
 from bioren.arrays.groups import TINY, Batches
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    CellsByCovariates,
+    CellsByDims,
+    CellsByGenes,
+    LabelPerCell,
+    PerCell,
+    Positions,
+)
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.denoising import Denoiser
 from bioren.effects.limits import embedding_of_retained, expression_bridge, within_limits
 from bioren.effects.state_profile import profile_of
-from bioren.effects.states import CellFacts, ConditionalBridge, depth
+from bioren.effects.states import CellFacts, ConditionalBridge, Placed, depth
 from bioren.network.autoencoder import BridgeNetwork
 from bioren.network.training import embed_bridged
 from bioren.reference.confidence import MappingConfidence, averaging, calibrate, distances
@@ -33,8 +41,8 @@ __all__ = ["Mapped", "Mapper"]
 #: The iterations in gene space look at so many cells of a sample.
 SKETCH = 2000
 
-#: Distances are means over neighbours: in smaller samples they are not comparable.
-FEWEST_TO_JUDGE = 5
+#: Distances are means over neighbors: in smaller samples they are not comparable.
+MIN_CELLS_TO_JUDGE = 5
 
 #: Iterations of states and bridge in the embedding that follow.  A second one changes nothing.
 EMBEDDED_ITERATIONS = 1
@@ -68,10 +76,10 @@ class Mapped(NamedTuple):
         Sample of each cell.
     """
 
-    embedding: np.ndarray
-    corrected: np.ndarray
-    score: np.ndarray
-    labels: dict[str, tuple[np.ndarray, np.ndarray]]
+    embedding: CellsByDims
+    corrected: CellsByGenes
+    score: PerCell
+    labels: dict[str, tuple[LabelPerCell, PerCell]]
     samples: pd.DataFrame
     genes: MatchedGenes
     alignment: Alignment
@@ -79,7 +87,7 @@ class Mapped(NamedTuple):
     reference: Population
     batches: Batches
 
-    def expression(self, x: Any) -> np.ndarray:
+    def expression(self, x: Any) -> CellsByGenes:
         """Return the corrected expression of all genes of a query, those not in common as in `x`.
 
         Parameters
@@ -92,6 +100,16 @@ class Mapped(NamedTuple):
             whole[rows] = to_dense(block)
         whole[:, self.genes.query] = self.corrected
         return whole
+
+
+class MappedSample(NamedTuple):
+    """One sample of a query in the reference population; fields as of `Mapped`."""
+
+    embedding: CellsByDims
+    corrected: CellsByGenes
+    score: PerCell
+    alignment: Alignment
+    by_state: Moments
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,9 @@ class Mapper:
         *,
         denoiser: Denoiser,
         removal: Removal,
-        cells: tuple[Block, CellFacts, np.ndarray, np.ndarray, np.ndarray],
+        x: Block,
+        facts: CellFacts,
+        placed: Placed,
         rng: np.random.Generator,
     ) -> Self:
         """Keep what mapping needs, and learn on the reference's own cells what is far.
@@ -149,17 +169,19 @@ class Mapper:
         ----------
         population, network, states, denoiser, removal
             See `Mapper`.
-        cells
-            Of the reference: log-expression of the variable genes, in memory; what is known of
-            them; their shares in the states; their corrected embedding; the same without what
-            is sample-specific.
+        x
+            Log-expression of the reference's cells in the variable genes, in memory.
+        facts
+            What is known of them.
+        placed
+            Where they lie.
         rng
             Chooses samples and cells, where there are many.
         """
-        x, facts, share, full, together = cells
         there, n_samples = population.in_reference, len(population.samples)
         embedded, coordinates = (
-            Moments.by_group(z, facts.codes, n_samples, share) for z in (together, full)
+            Moments.by_group(z, facts.codes, n_samples, placed.share)
+            for z in (placed.corrected - placed.sample_specific, placed.corrected)
         )
         bridged = population.bridged(population.variable)
 
@@ -173,7 +195,7 @@ class Mapper:
                 coordinates[others].pooled(),
             )
 
-        def encode(some: Block, bridge: AffineBridge) -> np.ndarray:
+        def encode(some: Block, bridge: AffineBridge) -> CellsByDims:
             blocks = (
                 bridge.scale * to_dense(block) + bridge.shift for _, block in row_blocks(some)
             )
@@ -190,7 +212,7 @@ class Mapper:
                 x,
                 facts.codes,
                 facts.covariates,
-                share=share,
+                share=placed.share,
                 without=without,
                 encode=encode,
                 rng=rng,
@@ -205,7 +227,7 @@ class Mapper:
         genes: MatchedGenes,
         batches: Batches,
         *,
-        covariates: np.ndarray,
+        covariates: CellsByCovariates,
         rng: np.random.Generator,
     ) -> Mapped:
         """Map the samples of a query, each by itself.
@@ -221,7 +243,7 @@ class Mapper:
         covariates
             Those that the model was fitted with, but for the cells' depth.
         rng
-            Chooses cells among which neighbours are sought, where a sample has many.
+            Chooses cells among which neighbors are sought, where a sample has many.
         """
         n_cells, dims = x.shape[0], self.denoiser.centers.shape[1]
         embedding = np.empty((n_cells, dims), dtype=np.float32)
@@ -235,9 +257,10 @@ class Mapper:
             # The same numbers for each sample, so that none depends on how many there are.
             own = np.random.default_rng(seed)
             found = self._map_sample(shared[cells], genes.reference, covariates[cells], rng=own)
-            embedding[cells], corrected[cells], score[cells], alignment, by_state = found
-            alignments.append(alignment)
-            moments.append(by_state)
+            embedding[cells], corrected[cells] = found.embedding, found.corrected
+            score[cells] = found.score
+            alignments.append(found.alignment)
+            moments.append(found.by_state)
         alignment = stack(alignments)
         labels = {}
         for name, transfer in self.labels.items():
@@ -308,8 +331,13 @@ class Mapper:
         return replace(self, population=population)
 
     def _map_sample(
-        self, x: Block, columns: np.ndarray, covariates: np.ndarray, *, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Alignment, Moments]:
+        self,
+        x: Block,
+        columns: Positions,
+        covariates: CellsByCovariates,
+        *,
+        rng: np.random.Generator,
+    ) -> MappedSample:
         """Map one sample; `columns` are the positions of its genes in the population."""
         place = np.full(len(self.population.genes), -1)
         place[self.population.variable] = np.arange(len(self.population.variable))
@@ -323,7 +351,7 @@ class Mapper:
         sketch = np.sort(rng.permutation(x.shape[0])[:SKETCH])
         start = self.population.place(some[sketch], columns[seen]).alignment
 
-        def encode(bridge: AffineBridge) -> np.ndarray:
+        def encode(bridge: AffineBridge) -> CellsByDims:
             return embed_bridged(self.network, self._inputs(some, inputs, bridge))
 
         mapped = map_sample(
@@ -346,9 +374,9 @@ class Mapper:
         removed = within_limits(
             self.removal.strength * shifts, of_some, loadings, d_max=self.removal.d_max
         )
-        kept = placed.share @ (shifts - removed)[0]
-        kept += embedding_of_retained(some, one, of_some, loadings=loadings)
-        embedding = self.denoiser.denoised(placed.full, placed.share, placed.specific) + kept
+        retained = placed.share @ (shifts - removed)[0]
+        retained += embedding_of_retained(some, one, of_some, loadings=loadings)
+        embedding = self.denoiser.denoised(placed.corrected, placed.share, placed.sample_specific)
 
         expression = expression_bridge(
             mapped.by_state,
@@ -359,15 +387,15 @@ class Mapper:
         )
         corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
-        if x.shape[0] >= FEWEST_TO_JUDGE:
+        if x.shape[0] >= MIN_CELLS_TO_JUDGE:
             near = averaging(some, of_some.full, of_variable, rng=rng)
             far = distances(
                 some, of_some.full, mapped.bridged, frame=of_variable, near=near, among=[None]
             )[0]
             score = self.confidence.score(far)
-        return embedding, corrected, score, alignment, mapped.by_state
+        return MappedSample(embedding + retained, corrected, score, alignment, mapped.by_state)
 
-    def _as_seen(self, frame: Frame, inputs: np.ndarray) -> Frame:
+    def _as_seen(self, frame: Frame, inputs: Positions) -> Frame:
         """Return the frame with its cells where, and as far apart as, these genes tell."""
         everything = np.arange(len(self.population.variable))
         if len(inputs) == len(everything):
@@ -386,7 +414,7 @@ class Mapper:
         m2 = known.m2 * seen_width / np.maximum(width, TINY)
         return frame._replace(coordinates=Moments(known.count, known.mean + seen - whole, m2))
 
-    def _inputs(self, x: Block, inputs: np.ndarray, bridge: AffineBridge) -> Iterator[np.ndarray]:
+    def _inputs(self, x: Block, inputs: Positions, bridge: AffineBridge) -> Iterator[CellsByGenes]:
         """Yield bridged expression of the network's genes; those that `x` lacks are at the mean."""
         center = self.network.center.detach().cpu().numpy()
         for _, block in row_blocks(x):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import CellsByCovariates, CellsByDims, Positions
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, compare
 from bioren.effects.standardization import standardize_onto
@@ -46,7 +47,7 @@ class Frame(NamedTuple):
     embedded: Moments
     coordinates: Moments
 
-    def of_genes(self, index: np.ndarray) -> Frame:
+    def of_genes(self, index: Positions) -> Frame:
         """Return the frame of some genes; the embedding stays."""
         return self._replace(profile=self.profile.of_genes(index))
 
@@ -67,18 +68,18 @@ class MappedSample(NamedTuple):
     """
 
     alignment: Alignment
-    bridged: np.ndarray
+    bridged: CellsByDims
     placed: PlacedQuery
     by_state: Moments
 
 
 def map_sample(
     x: Any,
-    covariates: np.ndarray | None,
+    covariates: CellsByCovariates | None,
     frame: Frame,
     *,
-    encode: Callable[[AffineBridge], np.ndarray],
-    variable: tuple[Any, np.ndarray],
+    encode: Callable[[AffineBridge], CellsByDims],
+    variable: tuple[Any, Positions],
     removal: Removal,
     start: AffineBridge | None = None,
     iterations: int = ITERATIONS,

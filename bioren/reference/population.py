@@ -19,20 +19,28 @@ import pandas as pd
 from bioren.arrays.blocks import gather_rows
 from bioren.arrays.components import Projection
 from bioren.arrays.moments import Moments
+from bioren.arrays.shapes import (
+    BoolPerSample,
+    PerState,
+    Positions,
+    SampleCodes,
+    VariableByDims,
+    VariableGenes,
+)
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, compare
 from bioren.effects.standardization import standardize
-from bioren.effects.state_profile import Standing, StateProfile, profile_of
+from bioren.effects.state_profile import ReferenceWeights, StateProfile, profile_of
 from bioren.effects.states import frozen_states
 from bioren.files.container import Stored, digest, read, write
-from bioren.reference.genes import FEWEST
+from bioren.reference.genes import MIN_GENES
 from bioren.reference.mapping import Frame, MappedSample, map_sample, stack
 from bioren.wording import listed
 
-__all__ = ["LEAST_CELLS", "Population"]
+__all__ = ["MIN_CELLS", "Population"]
 
 #: What is published of fewer cells than this may be about single persons' cells.
-LEAST_CELLS = 10
+MIN_CELLS = 10
 
 KIND = "population"
 
@@ -50,13 +58,13 @@ class Pooled(NamedTuple):
     n_samples
         Number of samples.
     weight, composition
-        See `bioren.effects.state_profile.Standing`; shape ``(states,)``, float32.
+        See `bioren.effects.state_profile.ReferenceWeights`; shape ``(states,)``, float32.
     """
 
     by_state: Moments
     n_samples: int
-    weight: np.ndarray
-    composition: np.ndarray
+    weight: PerState
+    composition: PerState
 
     def merge(self, other: Pooled) -> Pooled:
         """Return both together."""
@@ -92,7 +100,7 @@ class Population:
     components
         Orthonormal columns, ``(variable genes, dims)``: the space in which they are told apart.
     normalization
-        How expression was normalised, and versions; JSON.
+        How expression was normalized, and versions; JSON.
     published
         For a population that was reduced by `publish`, the names and cells of all its samples,
         the pooled ones among them; else None.
@@ -109,9 +117,9 @@ class Population:
     samples: list[str]
     by_state: Moments
     bridges: AffineBridge
-    in_reference: np.ndarray
-    variable: np.ndarray
-    components: np.ndarray
+    in_reference: BoolPerSample
+    variable: VariableGenes
+    components: VariableByDims
     normalization: Mapping[str, Any]
     published: Mapping[str, int] | None = None
     pooled: Pooled | None = None
@@ -127,14 +135,13 @@ class Population:
     @property
     def target_sum(self) -> float | None:
         """Return the molecules per cell that expression was brought to, if that is known."""
-        found: float | None = self.normalization.get("target_sum")
-        return found
+        return self.normalization.get("target_sum")
 
     @cached_property
     def profile(self) -> StateProfile:
         """Return the reference by state: composition, levels and variances on its own scale."""
         bridged, in_reference = self.bridged(), self.in_reference
-        standing = Standing.of(bridged.count)
+        weights = ReferenceWeights.of(bridged.count)
         if self.pooled is not None:
             known, n_samples, weight, composition = self.pooled
             first = Moments(
@@ -142,14 +149,14 @@ class Population:
             )
             bridged = Moments.stacked([first[None], bridged])
             in_reference = np.concatenate([[True], in_reference])
-            standing = Standing(
-                np.vstack([weight, standing.weight]),
-                np.vstack([composition, standing.composition]),
-                np.concatenate([[n_samples], standing.samples]),
+            weights = ReferenceWeights(
+                np.vstack([weight, weights.weight]),
+                np.vstack([composition, weights.composition]),
+                np.concatenate([[n_samples], weights.samples]),
             )
-        return profile_of(bridged, in_reference, standing)
+        return profile_of(bridged, in_reference, weights)
 
-    def bridged(self, genes: np.ndarray | slice = slice(None)) -> Moments:
+    def bridged(self, genes: Positions | slice = slice(None)) -> Moments:
         """Return the moments of some genes on the reference's scale."""
         scale, shift = self.bridges.scale[:, None, genes], self.bridges.shift[:, None, genes]
         moved = self.by_state.of_genes(genes).moved(scale, shift)
@@ -160,7 +167,7 @@ class Population:
         """Return the SHA-256 of all that it holds, as 64 hexadecimal digits."""
         return digest(KIND, *self.contents())
 
-    def columns_of(self, genes: pd.Index) -> np.ndarray:
+    def columns_of(self, genes: pd.Index) -> Positions:
         """Return the position of each of some genes.
 
         Raises
@@ -168,7 +175,7 @@ class Population:
         ValueError
             Some are not among its genes, or too few of them tell its states apart.
         """
-        columns: np.ndarray = self.genes.get_indexer(genes)
+        columns = self.genes.get_indexer(genes)
         missing = genes[columns < 0]
         if len(missing):
             msg = (
@@ -178,17 +185,17 @@ class Population:
             )
             raise ValueError(msg)
         n_variable = int(np.isin(self.variable, columns).sum())
-        if n_variable < FEWEST:
+        if n_variable < MIN_GENES:
             msg = (
                 f"There are {n_variable} of the {len(self.variable)} genes that tell the "
-                f"reference's cell states apart, at least {FEWEST} are needed: give all genes that "
-                "were measured."
+                f"reference's cell states apart, at least {MIN_GENES} are needed: give all genes "
+                "that were measured."
             )
             raise ValueError(msg)
         return columns
 
     def align(
-        self, x: Any, codes: np.ndarray, n_samples: int, *, columns: np.ndarray, removal: Removal
+        self, x: Any, codes: SampleCodes, n_samples: int, *, columns: Positions, removal: Removal
     ) -> Alignment:
         """Find the bridge of samples to this population, each by itself.
 
@@ -211,7 +218,7 @@ class Population:
         ]
         return stack([one.alignment for one in found])
 
-    def place(self, x: Any, columns: np.ndarray, removal: Removal | None = None) -> MappedSample:
+    def place(self, x: Any, columns: Positions, removal: Removal | None = None) -> MappedSample:
         """Map one sample in gene space.
 
         Parameters
@@ -359,7 +366,7 @@ class Population:
         return replace(self, bridges=alignment.full, in_reference=chosen)
 
     def publish(
-        self, path: str | Path, *, min_cells: int = LEAST_CELLS, overwrite: bool = False
+        self, path: str | Path, *, min_cells: int = MIN_CELLS, overwrite: bool = False
     ) -> None:
         """Write a file to be shared, in which nothing is told of few cells.
 
@@ -372,7 +379,7 @@ class Population:
         """
         self.reduced(min_cells)[0].save(path, overwrite=overwrite)
 
-    def reduced(self, min_cells: int = LEAST_CELLS) -> tuple[Self, np.ndarray]:
+    def reduced(self, min_cells: int = MIN_CELLS) -> tuple[Self, Positions]:
         """Return what may be shared: the samples of the reference pooled, state by state.
 
         Parameters
@@ -571,7 +578,7 @@ class Population:
             + (", published" if self.published is not None else "")
         )
 
-    def _named(self, samples: str | Sequence[str]) -> np.ndarray:
+    def _named(self, samples: str | Sequence[str]) -> BoolPerSample:
         wanted = [samples] if isinstance(samples, str) else list(samples)
         unknown = [name for name in wanted if name not in self.samples]
         if not wanted:
@@ -583,19 +590,19 @@ class Population:
             raise ValueError(msg)
         return np.isin(self.samples, wanted)
 
-    def _as_one(self, by_state: Moments, states: np.ndarray) -> Pooled:
+    def _as_one(self, by_state: Moments, states: Positions) -> Pooled:
         """Return the samples of the reference together, in some states, of which this is known."""
-        standing = Standing.of(self.by_state.count[self.in_reference].astype(np.float64))
-        composition = standing.composition.mean(axis=0)[states]
-        weight = standing.weight.sum(axis=0)[states]
+        weights = ReferenceWeights.of(self.by_state.count[self.in_reference].astype(np.float64))
+        composition = weights.composition.mean(axis=0)[states]
+        weight = weights.weight.sum(axis=0)[states]
         return Pooled(
             _single(by_state),
-            len(standing.samples),
+            len(weights.samples),
             weight.astype(np.float32),
             (composition / composition.sum()).astype(np.float32),
         )
 
-    def _of_samples(self, some: np.ndarray) -> Self:
+    def _of_samples(self, some: BoolPerSample) -> Self:
         in_reference = self.in_reference[some]
         if not in_reference.any() and self.pooled is None:
             raise ValueError("No sample of the reference would be left.")

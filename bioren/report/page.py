@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 #: Rows of the table of genes, over all samples, and how many a sample has at least and at most.
-ROWS, FEWEST_ROWS, MOST_ROWS = 2000, 10, 100
+ROWS, MIN_ROWS, MAX_ROWS = 2000, 10, 100
 
 #: So many rows of each sample are printed.
 PRINTED_ROWS = 10
@@ -183,7 +183,7 @@ def _summary(
 def _most_affected(effects: Effects) -> list[dict[str, Any]]:
     """Return the rows of the genes that each sample measures most differently."""
     n_samples = len(effects.samples)
-    most = min(max(ROWS // n_samples, FEWEST_ROWS), MOST_ROWS, len(effects.genes))
+    most = min(max(ROWS // n_samples, MIN_ROWS), MAX_ROWS, len(effects.genes))
     excess = beyond_chance(effects.d, effects.standard_error_d)
     rows = []
     for sample in range(n_samples):
@@ -200,8 +200,7 @@ def _most_affected(effects: Effects) -> list[dict[str, Any]]:
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = table.to_dict("records")
-    return rows
+    return table.to_dict("records")
 
 
 def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) -> Iterator[Plot]:
@@ -240,10 +239,10 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
     if "X_bioren" in adata.obsm:
         yield Plot(
             "The cells before and after",
-            "Each point is a cell, coloured by sample, along two principal components of the "
+            "Each point is a cell, colored by sample, along two principal components of the "
             "expression as it was, and of the corrected embedding. Where samples hold the same "
-            "kinds of cells, their colours should mix.",
-            "Two scatter plots of cells, before and after the correction, coloured by sample.",
+            "kinds of cells, their colors should mix.",
+            "Two scatter plots of cells, before and after the correction, colored by sample.",
             *_image(lambda ax: plotting.before_after(adata, key=key, ax=ax), 11.5, 5.0, columns=2),
         )
     if has_history(adata, key):

@@ -11,7 +11,7 @@ from bioren.adata.obs import read_batches, read_labels
 from bioren.adata.record import Effects
 from bioren.effects.alignment import isolation_messages
 from bioren.effects.diagnosis import (
-    FEWEST_CELLS,
+    MIN_CELLS,
     confounded_message,
     confounding,
     structure_message,
@@ -87,10 +87,10 @@ def warning_signs(
             much = share > most
             if much.any():
                 found.append(message.format(_with_numbers(names[much], share[much], ".0%")))
-    tiny = effects.cells < FEWEST_CELLS
+    tiny = effects.cells < MIN_CELLS
     if tiny.any():
         found.append(
-            f"{int(tiny.sum())} of {len(names)} samples have fewer than {FEWEST_CELLS} cells: "
+            f"{int(tiny.sum())} of {len(names)} samples have fewer than {MIN_CELLS} cells: "
             f"{_with_numbers(names[tiny], effects.cells[tiny], ',')}. Their effects are uncertain; "
             "what may be chance was left in place."
         )

@@ -1,4 +1,4 @@
-"""Batch and sample renormalisation in plain NumPy, float64; imports nothing of bioren."""
+"""Batch and sample renormalization in plain NumPy, float64; imports nothing of bioren."""
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def kept(r, d, max_kept, strength):
 
 
 def sample_renorm_eval(x, sample, means, variances, mean, var, *, max_kept, strength, eps):
-    """Normalise cell by cell from the moments of samples and population."""
+    """Normalize cell by cell from the moments of samples and population."""
     y = np.empty_like(x)
     for cell, s in enumerate(sample):
         std_s, std = np.sqrt(variances[s] + eps), np.sqrt(var + eps)
@@ -47,7 +47,7 @@ def sample_renorm_eval(x, sample, means, variances, mean, var, *, max_kept, stre
 def sample_renorm_train(
     x, sample, means, variances, mean, var, *, r_max, d_max, max_kept, strength, eps
 ):
-    """Normalise each sample's cells by their own moments; all samples have been seen before."""
+    """Normalize each sample's cells by their own moments; all samples have been seen before."""
     y = np.empty_like(x)
     for s in np.unique(sample):
         cells = x[sample == s]

@@ -45,7 +45,7 @@ def test_gradient_is_the_formula(size):
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 2)])
-def test_average_of_one_minibatch_without_renormalisation_is_batch_normalisation(shape):
+def test_average_of_one_minibatch_without_renormalization_is_batch_normalization(shape):
     kind, plain = (
         (BatchRenorm1d, nn.BatchNorm1d) if len(shape) == 2 else (BatchRenorm2d, nn.BatchNorm2d)
     )
@@ -64,7 +64,7 @@ def test_average_of_one_minibatch_without_renormalisation_is_batch_normalisation
 
 
 def test_long_averages_of_pairs_come_closer_to_the_gradient_of_the_population():
-    # The loss depends on the normalised value alone; with population statistics that are known,
+    # The loss depends on the normalized value alone; with population statistics that are known,
     # what the averages estimate is known, too.
     generator = torch.Generator().manual_seed(0)
     error = {}

@@ -95,7 +95,7 @@ def test_gradcheck_where_the_limits_hold_r_and_d_fixed():
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5)])
 @pytest.mark.parametrize("affine", [True, False])
-def test_limits_1_0_are_batch_normalisation_bit_for_bit(shape, affine):
+def test_limits_1_0_are_batch_normalization_bit_for_bit(shape, affine):
     ours = BatchRenorm1d(4, momentum=0.1, affine=affine, limits=(1.0, 0.0), initial="unit")
     theirs = nn.BatchNorm1d(4, momentum=0.1, affine=affine)
     if affine:
@@ -121,7 +121,7 @@ def test_limits_1_0_are_batch_normalisation_bit_for_bit(shape, affine):
     assert torch.equal(ours.eval()(values), theirs.eval()(values))
 
 
-def test_the_papers_schedule_begins_as_batch_normalisation():
+def test_the_papers_schedule_begins_as_batch_normalization():
     x = torch.randn(16, 3) * 50 + 200
     assert torch.equal(BatchRenorm1d(3)(x), nn.BatchNorm1d(3)(x))
 
@@ -179,7 +179,7 @@ def test_large_mean_small_spread_in_single_precision():
     torch.testing.assert_close(y.std(0), torch.ones(2), rtol=5e-3, atol=0)
 
 
-def test_one_row_is_renormalised_has_no_input_gradient_and_keeps_the_variance():
+def test_one_row_is_renormalized_has_no_input_gradient_and_keeps_the_variance():
     layer = BatchRenorm1d(2, limits=(3.0, 5.0), initial="unit", momentum=0.5)
     x = torch.tensor([[2.0, -1.0]], requires_grad=True)
     y = layer(x)
@@ -252,7 +252,7 @@ def test_momentum_none_is_the_mean_over_batches():
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
-def test_untracked_statistics_are_batch_normalisation_always():
+def test_untracked_statistics_are_batch_normalization_always():
     ours = BatchRenorm1d(3, track_running_stats=False, limits=(3.0, 5.0))
     theirs = nn.BatchNorm1d(3, track_running_stats=False)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -274,7 +274,7 @@ def test_affine_false_has_no_parameters():
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_state_dict_goes_to_and_from_batch_normalisation(affine):
+def test_state_dict_goes_to_and_from_batch_normalization(affine):
     ours, theirs = BatchRenorm1d(3, affine=affine), nn.BatchNorm1d(3, affine=affine)
     theirs(torch.randn(8, 3) * 2 + 1)
     ours.load_state_dict(theirs.state_dict())
@@ -307,7 +307,7 @@ def test_a_copy_works_and_is_independent(copied):
     assert torch.equal(layer(x), y)
 
 
-def test_sync_conversion_does_not_undo_the_renormalisation():
+def test_sync_conversion_does_not_undo_the_renormalization():
     model = nn.Sequential(BatchRenorm1d(3))
     assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(model)[0], BatchRenorm1d)
 

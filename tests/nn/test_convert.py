@@ -1,4 +1,4 @@
-"""Networks turned from batch normalisation to renormalisation and back."""
+"""Networks turned from batch normalization to renormalization and back."""
 
 import copy
 import functools
@@ -64,17 +64,17 @@ def test_there_and_back_everything_stays(plain, renorm, shape, options):
     layer.train()(x)
 
 
-def test_whole_network_in_place_with_shared_layers_hooks_and_optimiser():
+def test_whole_network_in_place_with_shared_layers_hooks_and_optimizer():
     net, seen = Block(), []
     net.bn.register_forward_hook(lambda module, args, output: seen.append(type(module)))
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     assert convert_batchnorm(net, limits=(3.0, 5.0)) is net
     assert type(net.bn) is BatchRenorm2d
     assert net.bn is net.again
     assert net.bn.eps == 1e-3
     before = net.bn.weight.detach().clone()
     net(torch.randn(4, 3, 5, 5)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert not torch.equal(net.bn.weight, before)
     assert seen == [BatchRenorm2d, BatchRenorm2d]
 
@@ -114,7 +114,7 @@ def test_lazy_layers():
     assert type(lazy[0]) is nn.BatchNorm2d
 
 
-def test_synchronised_layers():
+def test_synchronized_layers():
     net = nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm1d(3))
     convert_batchnorm(net, limits=(3.0, 5.0))
     assert [type(layer) for layer in net] == [SyncBatchRenorm, BatchRenorm1d]
@@ -199,12 +199,12 @@ SUBCLASSES = {
     "marked": lambda: Marked(3),
     "forward of torch": lambda: Rectified(3),
     "forward of a subclass": lambda: Twice(3),
-    "parametrised": lambda: parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None),
+    "parametrized": lambda: parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None),
 }
 
 
 @pytest.mark.parametrize("name", SUBCLASSES)
-def test_subclasses_that_leave_normalising_to_torch_are_converted_and_folded(name):
+def test_subclasses_that_leave_normalizing_to_torch_are_converted_and_folded(name):
     plain = nn.Sequential(SUBCLASSES[name]())
     nn.init.normal_(plain[0].running_mean)
     plain[0].num_batches_tracked.fill_(4)
@@ -235,7 +235,7 @@ def test_converted_subclasses_are_pickled(kind, tmp_path):
     torch.testing.assert_close(again(x), net(x))
 
 
-def test_parametrisations_of_converted_layers_are_removed():
+def test_parametrizations_of_converted_layers_are_removed():
     net = nn.Sequential(parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None))
     convert_batchnorm(net)
     parametrize.remove_parametrizations(net[0], "weight")
@@ -306,7 +306,7 @@ class OldStyle(nn.BatchNorm1d):
 
 
 class Branches(nn.BatchNorm1d):
-    """Normalises by torch's function on one of two ways."""
+    """Normalizes by torch's function on one of two ways."""
 
     def forward(self, input):
         if input.dtype == torch.bfloat16:

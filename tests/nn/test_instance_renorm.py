@@ -30,7 +30,7 @@ def images(shape=(4, 3, 2, 5)):
 
 
 def slow(x, mean, var, weight, bias, share, eps):
-    """Normalise channel by channel of instance by instance."""
+    """Normalize channel by channel of instance by instance."""
     y = np.empty_like(x)
     for i in range(x.shape[0]):
         for c in range(x.shape[1]):
@@ -55,14 +55,14 @@ def test_values_one_channel_at_a_time(seed, share, shape):
 
 @pytest.mark.parametrize("shape", list(KINDS))
 @pytest.mark.parametrize("target", ["batch", "population"])
-def test_share_of_nothing_is_instance_normalisation(shape, target):
+def test_share_of_nothing_is_instance_normalization(shape, target):
     layer = KINDS[shape](3, mixing=0.0, target=target, **DOUBLE)
     theirs = getattr(nn, f"InstanceNorm{len(shape) - 2}d")(3, affine=True, **DOUBLE)
     assert_same_training(layer, theirs, images(shape))
 
 
 @pytest.mark.parametrize("shape", list(KINDS))
-def test_whole_share_is_batch_normalisation_with_its_gradient(shape):
+def test_whole_share_is_batch_normalization_with_its_gradient(shape):
     layer = KINDS[shape](3, mixing=1.0, target="batch", momentum=0.1, initial="unit", **DOUBLE)
     theirs = getattr(nn, f"BatchNorm{len(shape) - 2}d")(3, **DOUBLE)
     for _ in range(3):
@@ -120,7 +120,7 @@ def test_evaluation_after_training_to_the_batch_does_not_see_the_others_either()
 
 
 @pytest.mark.parametrize("target", ["batch", "population"])
-def test_running_statistics_are_those_of_batch_normalisation(target):
+def test_running_statistics_are_those_of_batch_normalization(target):
     layer = InstanceRenorm2d(3, target=target, momentum=None, initial="unit", **DOUBLE)
     theirs = nn.BatchNorm2d(3, momentum=None, **DOUBLE)
     for _ in range(3):

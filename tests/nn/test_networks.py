@@ -1,4 +1,4 @@
-"""Networks that people use, converted: counted, evaluated, folded, exported, traced, quantised."""
+"""Networks that people use, converted: counted, evaluated, folded, exported, traced, quantized."""
 
 import copy
 import warnings
@@ -127,7 +127,7 @@ def test_features_are_extracted():
     torch.testing.assert_close(extract(network, ["layer1"])(x), expected)
 
 
-def test_exported_it_is_the_graph_of_batch_normalisation():
+def test_exported_it_is_the_graph_of_batch_normalization():
     def targets(network):
         program = torch.export.export(network.eval(), (torch.randn(2, 3, 8, 8),))
         return [node.target for node in program.graph.nodes if node.op == "call_function"]
@@ -137,7 +137,7 @@ def test_exported_it_is_the_graph_of_batch_normalisation():
     assert targets(convert_batchnorm(network)) == expected
 
 
-def test_quantised_after_export_without_folding():
+def test_quantized_after_export_without_folding():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao's about itself
         pytest.importorskip("torchao.quantization.pt2e")
@@ -158,6 +158,6 @@ def test_quantised_after_export_without_folding():
         chosen.set_global(inductor.get_default_x86_inductor_quantization_config())
         prepared = prepare_pt2e(torch.export.export(network, (x,)).module(), chosen)
         prepared(x)
-        quantised = convert_pt2e(prepared)
-        y = quantised(x)
+        quantized = convert_pt2e(prepared)
+        y = quantized(x)
     assert (y - network(x)).abs().mean() < 0.02 * network(x).abs().mean()

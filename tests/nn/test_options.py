@@ -83,7 +83,7 @@ def test_masked_values_that_are_not_finite_reach_no_gradient(value):
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_a_weight_of_two_normalises_as_the_value_twice():
+def test_a_weight_of_two_normalizes_as_the_value_twice():
     x = torch.randn(4, 3, **DOUBLE)
     layer = BatchRenorm1d(3, limits=(1.5, 0.5), initial="unit", momentum=0.3, **DOUBLE)
     twin = copy.deepcopy(layer)
@@ -223,7 +223,7 @@ def test_mask_of_another_shape(shape):
 
 
 @pytest.mark.parametrize("initial", ["first_batch", "debiased"])
-def test_first_batch_far_from_the_start_is_normalised(initial):
+def test_first_batch_far_from_the_start_is_normalized(initial):
     # From mean 0 and variance 1, limits leave it at 10 deviations and more.
     x = torch.randn(64, 3) * 50 + 200
     y = BatchRenorm1d(3, limits=(3.0, 5.0), initial=initial)(x)
@@ -383,7 +383,7 @@ def test_limits_can_be_changed_later():
         layer.limits = 3.0
 
 
-def test_rows_seen_are_saved_and_start_anew_with_batch_normalisation():
+def test_rows_seen_are_saved_and_start_anew_with_batch_normalization():
     limits = BySamples(LinearLimits(8, 24, 24, 3.0, 5.0))
     layer, twin = (BatchRenorm1d(2, limits=limits) for _ in range(2))
     layer(torch.randn(5, 2))

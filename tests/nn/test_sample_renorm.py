@@ -117,7 +117,7 @@ def test_unclipped_training_is_evaluation_on_the_statistics_before(seed, cells, 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_all_kept_is_normalisation_by_the_population(training):
+def test_all_kept_is_normalization_by_the_population(training):
     x, sample, moments = draw(1)
     layer = layer_with(moments, max_kept=FREE, limits=FREE).train(training)
     y = layer(torch.tensor(x), torch.tensor(sample))
@@ -211,7 +211,7 @@ def test_gradcheck(training):
 
 
 @pytest.mark.parametrize("limits", [(1.0, 0.0), (3.0, 5.0)])
-def test_lone_cell_is_normalised_by_the_moving_statistics_and_keeps_its_gradient(limits):
+def test_lone_cell_is_normalized_by_the_moving_statistics_and_keeps_its_gradient(limits):
     x, _, moments = draw(8, cells=3)
     x[0] = 100  # far beyond d_max: a clip would show
     layer = layer_with(moments, max_kept=(1.5, 0.3), limits=limits)
@@ -265,7 +265,7 @@ def test_few_cells_move_the_first_variance_little():
     assert_allclose(layer.sample_var[:, 0], [PRIOR * prior / 5, (PRIOR * prior + 8) / 6])
 
 
-def test_first_batch_far_from_0_1_is_normalised_all_the_same():
+def test_first_batch_far_from_0_1_is_normalized_all_the_same():
     x = torch.randn(64, 2, dtype=torch.float64) * 50 + 200
     y = SampleRenorm1d(2, 2, max_kept=FREE, dtype=torch.float64)(x, torch.arange(64) % 2)
     assert_allclose(y.detach().mean(dim=0), 0, atol=0.1)
@@ -434,7 +434,7 @@ def test_bridge_is_the_bridge_between_the_loaded_moments(seed, max_kept, strengt
     assert_allclose(carried, expected[sample].apply(x), rtol=1e-4, atol=1e-4)
     assert_allclose(layer.to_reference(values, codes), carried, rtol=0, atol=0)
 
-    # The normalised output is the same on another scale.
+    # The normalized output is the same on another scale.
     if not flat:
         z = layer.eval()(values, codes).detach().numpy()
         assert_allclose(z * population.std() + population.mean, carried, rtol=1e-3, atol=1e-3)

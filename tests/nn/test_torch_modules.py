@@ -1,4 +1,4 @@
-"""torch's procedures for modules, with its own cases of batch normalisation, hold for our layers.
+"""torch's procedures for modules, with its own cases of batch normalization, hold for our layers.
 
 The cases and option sets are in `torch_cases`; a failure names the case.
 """
@@ -93,7 +93,7 @@ def test_output_is_that_of_double_precision_in_the_inputs_dtype(cases, dtype):
 
 
 @over(torch_cases.settings(RENORM, ["limits"]))
-def test_limits_1_0_give_batch_normalisation(cases):
+def test_limits_1_0_give_batch_normalization(cases):
     for case in cases:
         momentum = case.args[2] if len(case.args) > 2 else 0.1
         with case:
@@ -353,7 +353,7 @@ def test_converted_is_made_in_that_dtype(cases):
 
 
 @pytest.mark.parametrize("kind", [*RENORM, *LAZY])
-def test_positional_arguments_are_those_of_batch_normalisation(kind):
+def test_positional_arguments_are_those_of_batch_normalization(kind):
     ours = {**RENORM, **LAZY}[kind]
     theirs = getattr(nn, ours.__name__.replace("Renorm", "Norm"))
 
@@ -392,7 +392,7 @@ def test_trained_and_reset_does_as_a_new_one(cases):
 
 
 @over(READY)
-def test_initialisation_can_be_skipped(cases):
+def test_initialization_can_be_skipped(cases):
     for case in cases:
         with case:
             layer = nn.utils.skip_init(case.kind, *case.args, **case.kwargs, dtype=torch.float64)
@@ -502,7 +502,7 @@ def test_state_dict_goes_into_a_new_layer(cases):
 
 
 @over(READY, LATE)
-def test_state_dict_of_batch_normalisation_goes_in(cases):
+def test_state_dict_of_batch_normalization_goes_in(cases):
     for case in cases:
         with case:
             ours, theirs = case.layer(dtype=torch.float64), case.plain(dtype=torch.float64)
@@ -512,7 +512,7 @@ def test_state_dict_of_batch_normalisation_goes_in(cases):
 
 
 @over(READY)
-def test_state_dict_goes_into_batch_normalisation(cases):
+def test_state_dict_goes_into_batch_normalization(cases):
     more = {"num_samples_tracked", "mixing_logit"}
     for case in cases:
         with case:

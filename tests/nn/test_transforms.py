@@ -191,7 +191,7 @@ def test_forward_mode_derivative_is_the_reverse_one():
 
 
 @pytest.mark.parametrize("renorm", [True, False], ids=["ours", "torch"])
-def test_vmap_where_batch_normalisation_allows_it(renorm):
+def test_vmap_where_batch_normalization_allows_it(renorm):
     kind = BatchRenorm1d if renorm else nn.BatchNorm1d
     many = torch.randn(6, 5, 3)
     for layer in (kind(3).eval(), kind(3, track_running_stats=False)):

@@ -133,7 +133,7 @@ def test_7_large_mean_with_a_small_deviation():
     assert not torch.allclose(faulty.running_var, torch.full((4,), 0.01), rtol=0.1)
 
 
-def test_8_first_minibatch_is_normalised():
+def test_8_first_minibatch_is_normalized():
     # By default limits open from (1, 0) on, and statistics begin with what is seen.
     x = torch.randn(64, 2) * 50 + 200
     for layer in (BatchRenorm1d(2), BatchRenorm1d(2, limits=FREE)):

@@ -1,4 +1,4 @@
-"""torch's own cases of batch normalisation, for layers that take its place.
+"""torch's own cases of batch normalization, for layers that take its place.
 
 They are in `torch.testing._internal.common_modules`: arguments of the constructor and an input.
 """
@@ -26,7 +26,7 @@ from bioren.nn import (
     SyncBatchRenorm,
 )
 
-# Batch normalisation only in the first step, so that three steps see the limits move.
+# Batch normalization only in the first step, so that three steps see the limits move.
 SOON = StepLimits(((1, 1.5, 1.0), (2, 3.0, 5.0)))
 OPTIONS = {
     "default": {},
@@ -122,7 +122,7 @@ def failures(kind, options):
         for number, given in enumerate(_ask(dims, "module_error_inputs_func"))
     ]
     if not found:
-        pytest.skip("this torch has no batch normalisation that has to fail")
+        pytest.skip("this torch has no batch normalization that has to fail")
     return [
         (
             Case(

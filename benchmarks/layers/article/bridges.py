@@ -114,8 +114,8 @@ def mixing_claims(args) -> list[dict]:
     shares = np.linspace(0, 1, 21)
     outs = torch.stack([mixed(x, float(m)) for m in shares])  # shares x images x 1 x 8 x 8
     ends = {
-        "instance normalisation": (outs[0], torch.nn.functional.instance_norm(x)),
-        "batch normalisation": (
+        "instance normalization": (outs[0], torch.nn.functional.instance_norm(x)),
+        "batch normalization": (
             outs[-1],
             torch.nn.functional.batch_norm(x, None, None, training=True),
         ),

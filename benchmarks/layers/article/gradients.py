@@ -1,14 +1,14 @@
-"""Gradients: with frozen statistics, with those of the minibatch, and renormalised.
+"""Gradients: with frozen statistics, with those of the minibatch, and renormalized.
 
-In a testable form.  Let g be the gradient of the loss by the normalised values of one unit in one
+In a testable form.  Let g be the gradient of the loss by the normalized values of one unit in one
 minibatch, and P the removal of what lies along the constant and along z.  The gradients by the
-values before the normalisation are then
+values before the normalization are then
 
     population, frozen      g / std
     minibatch               P g / std_B
-    renormalised            P g / std        (r and d constant, no limits)
+    renormalized            P g / std        (r and d constant, no limits)
 
-so that the minibatch's and the renormalised differ by std_B / std exactly; and of a frozen one,
+so that the minibatch's and the renormalized differ by std_B / std exactly; and of a frozen one,
 the part that P leaves is the minibatch's times std_B / std.
 """
 
@@ -29,12 +29,12 @@ FEATURES, UNITS, CLASSES = 10, 4, 3
 KINDS = {
     "frozen": "tab:red",
     "minibatch (BatchNorm)": "tab:orange",
-    "renormalised (BatchRenorm)": "tab:blue",
+    "renormalized (BatchRenorm)": "tab:blue",
 }
 
 
-def normalised(kind: str, s: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-    """Return the columns of `s` normalised in one of three ways; no eps, no momentum."""
+def normalized(kind: str, s: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """Return the columns of `s` normalized in one of three ways; no eps, no momentum."""
     limits = (1.0, 0.0) if kind.startswith("minibatch") else (math.inf, math.inf)
     return batch_renorm(
         s,
@@ -56,7 +56,7 @@ def input_gradients(size: int, rng_columns: int = 4000) -> dict[str, torch.Tenso
     found = {"ratio": s.std(dim=0, unbiased=False) / 2, "z": (s - s.mean(0)) / s.std(0)}
     for kind in KINDS:
         x = s.clone().requires_grad_()
-        (found[kind],) = torch.autograd.grad(normalised(kind, x, mean, var), x, upstream)
+        (found[kind],) = torch.autograd.grad(normalized(kind, x, mean, var), x, upstream)
     return found
 
 
@@ -106,10 +106,10 @@ class Population:
         weight = self.weight.clone().requires_grad_()
         size = size or len(self.x)
         batches = len(self.x) // size
-        # A minibatch has its own columns, so that one call normalises them all.
+        # A minibatch has its own columns, so that one call normalizes them all.
         s = (self.x @ weight)[: batches * size].view(batches, size, UNITS)
         columns = s.transpose(0, 1).reshape(size, batches * UNITS)
-        z = normalised(kind, columns, self.mean.repeat(batches), self.var.repeat(batches))
+        z = normalized(kind, columns, self.mean.repeat(batches), self.var.repeat(batches))
         z = z.view(size, batches, UNITS).transpose(0, 1).reshape(-1, UNITS)
         loss = F.cross_entropy(z.relu() @ self.readout, self.labels[: batches * size])
         return torch.autograd.grad(loss, weight)[0]
@@ -145,13 +145,13 @@ def bias_claims(args) -> list[dict]:
     for (kind, size), values in found.items():
         text = f"mean gradient, {kind}"
         if kind == "frozen":
-            centre, low, high = geometric(values[:, 0])
-            at = f"{centre:.2f}", f"{low:.2f} to {high:.2f}"
+            center, low, high = geometric(values[:, 0])
+            at = f"{center:.2f}", f"{low:.2f} to {high:.2f}"
             rows.append(claim(f"{text}, any B: relative bias", "not 0", *at, low > 0.05))
         elif size > 2:  # of two values nothing passes P
-            centre, low, high = geometric(values[:, 0])
-            at = f"{centre:.3f}", f"{low:.3f} to {high:.3f}"
-            smaller = centre < geometric(found[kind, 4][:, 0])[0] or size == 4
+            center, low, high = geometric(values[:, 0])
+            at = f"{center:.3f}", f"{low:.3f} to {high:.3f}"
+            smaller = center < geometric(found[kind, 4][:, 0])[0] or size == 4
             row = claim(f"{text}, B = {size}: relative bias", "falls with B", *at, smaller)
             rows.append(row)
             if kind == renorm:

@@ -1,4 +1,4 @@
-"""The scale of the weights before a normalisation: what it changes, and what the gradient says."""
+"""The scale of the weights before a normalization: what it changes, and what the gradient says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNLIMITED = (math.inf, math.inf)
 
 
 class Case:
-    """A linear layer, a normalisation and a readout, on one minibatch, in double precision."""
+    """A linear layer, a normalization and a readout, on one minibatch, in double precision."""
 
     def __init__(self, seed: int, normal: nn.Module) -> None:
         set_up(seed)

@@ -205,6 +205,6 @@ def draw(found: dict, output) -> None:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("loss in training")
     axes[1, 0].set_ylabel("loss on the test set, in evaluation")
-    fig.supxlabel(f"step of the optimiser ({IMAGES} images each)")
+    fig.supxlabel(f"step of the optimizer ({IMAGES} images each)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save(fig, output / "limits.png")
