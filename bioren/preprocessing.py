@@ -8,7 +8,7 @@ import numpy as np
 
 from bioren.adata.matrix import check_strength, check_varies, check_writable, writable
 from bioren.adata.record import write_record
-from bioren.adata.reference import Reference, reference_text
+from bioren.adata.reference_argument import Reference, reference_text
 from bioren.adata.study import read_design, read_study
 from bioren.arrays.apply import apply_by_sample, scale_by_sample
 from bioren.arrays.groups import BatchKey

@@ -23,7 +23,7 @@ from bioren.adata.record import (
     write_mapping_score,
     write_record,
 )
-from bioren.adata.reference import Reference, reference_text
+from bioren.adata.reference_argument import Reference, reference_text
 from bioren.adata.study import read_design, read_study
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import MAX_REMOVED
@@ -200,6 +200,7 @@ def integrate(
         "covariates": design.columns.covariates or None,
         "controls_key": controls_key,
         "condition_key": condition_key,
+        "embedding": key_added,
         "n_latent": results.embedding.shape[1],
         "strength": strength,
         "max_removed": max_removed,

@@ -7,7 +7,7 @@ from scipy import sparse
 from bioren import Moments
 from bioren.arrays.components import Projection
 from bioren.bridge import AffineBridge
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import TrainingOptions
 
 QUICK = TrainingOptions(

@@ -5,7 +5,7 @@ from networks import expression, started
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bioren import AffineBridge, Moments
-from bioren.network.autoencoder import BridgeNetwork, LearnedBridge
+from bioren.network.bridge_network import BridgeNetwork, LearnedBridge
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from slots import fingerprint
 
 import bioren
 from bioren import AffineBridge, Moments, Population
-from bioren.adata.reference import read_reference, reference_text
+from bioren.adata.reference_argument import read_reference, reference_text
 from bioren.arrays.groups import Batches
 from bioren.effects.state_profile import PRIOR_CELLS, moments_by_state
 from bioren.files.container import write

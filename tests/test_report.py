@@ -377,3 +377,9 @@ def test_the_page_is_drawn_and_printed(seen):
     assert picture.shape[1] == 500
     assert 0.5 < picture.mean() < 0.99  # ink on white
     assert (folder / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_cells_are_drawn_by_the_embedding_whatever_its_name(quick):
+    adata = simulate((60, 40, 12))
+    bioren.tl.integrate(adata, "sample", key_added="X_joined", training=quick, progress=False)
+    assert "The cells before and after" in render(adata)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bioren.arrays.shapes import Positions
-from bioren.reference.genes import MIN_GENES, MatchedGenes
+from bioren.reference.matched_genes import MIN_GENES, MatchedGenes
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from bioren.adata.obs import (
     read_covariates,
     read_shared_labels,
 )
-from bioren.adata.reference import Reference, read_reference
+from bioren.adata.reference_argument import Reference, read_reference
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import BoolPerSample, Positions
 from bioren.effects.states import CellFacts

@@ -13,8 +13,8 @@ import typer
 import bioren
 from bioren.cli.files import atomic_targets, read_file, same_file, write_file
 from bioren.cli.messages import clear_errors, speaker
-from bioren.cli.options import Condition, Layer, Overwrite, Quiet, one_or_several
 from bioren.cli.preparation import normalize, prepare
+from bioren.cli.shared_options import Condition, Layer, Overwrite, Quiet, one_or_several
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -169,7 +169,7 @@ def align(
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
-    def find_states(bridges: AffineBridge) -> CellsByStates:
+    def state_shares(bridges: AffineBridge) -> CellsByStates:
         center = alignment.reference.mean[genes]
         projection = Projection.fit(
             seen, codes[sketch], bridges, center=center, n_components=n_components, rng=rng
@@ -189,18 +189,18 @@ def align(
     # effect is so strong that a sample is isolated, its plain moments are matched before.
     plain = alignment.full[:, genes]
     nothing = AffineBridge.identity(*plain.scale.shape)
-    share = find_states(nothing)
+    share = state_shares(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
     isolated = (overlap_before < ISOLATED)[:, None]
     if isolated.any():
         start = AffineBridge(
             np.where(isolated, plain.scale, 1.0), np.where(isolated, plain.shift, 0.0)
         )
-        share = find_states(start)
+        share = state_shares(start)
 
     for turn in range(iterations):
         if turn > 0:
-            share = find_states(alignment.full[:, genes])
+            share = state_shares(alignment.full[:, genes])
         # The last turn alone compares all cells: before, the bridge serves to find states.
         cells = np.arange(len(codes)) if turn == iterations - 1 else sketch
         seen_genes = x if len(cells) == len(codes) else gather_rows(x, cells)

@@ -90,12 +90,12 @@ def state_shifts(
     for _ in range(1 + len(weight) // 2):
         part = reference_weight / np.maximum(reference_weight.sum(axis=0), TINY)
         shift = by_state.mean - np.einsum("sk,skd->kd", part, by_state.mean)
-        errors = squared_errors(part, effective)  # in units of `within`
+        error2 = squared_errors(part, effective)  # in units of `within`
         square = _mean_square(shift, within)
         inlier_weight = np.ones_like(weight)
         if not of_one_type:
             inlier_weight = _inlier_weight(
-                shift, square, within, count=by_state.count, errors=errors, others=others
+                shift, square, within, count=by_state.count, error2=error2, others=others
             )
         fewer = _without_outlying(reference_weight, weight, inlier_weight, square=square)
         if np.array_equal(fewer, reference_weight):
@@ -105,7 +105,7 @@ def state_shifts(
         shift,
         square,
         by_state.count,
-        errors=errors,
+        error2=error2,
         inlier_weight=inlier_weight,
         others=others,
         prior_cells=prior_cells,
@@ -137,17 +137,17 @@ def shifts_onto(
     one = np.zeros(len(z), dtype=np.intp)
     by_state = Moments.by_group(z, one, 1, share)
     known = reference.count
-    errors = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
+    error2 = 1 / np.maximum(effective_cells(share, one, 1), 1) + 1 / np.maximum(known, 1)
     shift, within = by_state.mean - reference.mean, reference.var()
     square = _mean_square(shift, within)
     inlier_weight = _inlier_weight(
-        shift, square, within, count=by_state.count, errors=errors, others=known[None]
+        shift, square, within, count=by_state.count, error2=error2, others=known[None]
     )
     found = _shrunken(
         shift,
         square,
         by_state.count,
-        errors=errors,
+        error2=error2,
         inlier_weight=inlier_weight,
         others=known[None],
         prior_cells=prior_cells,
@@ -194,7 +194,7 @@ def _inlier_weight(
     within: StatesByDims,
     *,
     count: SamplesByStates,
-    errors: SamplesByStates,
+    error2: SamplesByStates,
     others: SamplesByStates,
 ) -> SamplesByStates:
     """Return how far each shift is like the sample's others.
@@ -204,7 +204,7 @@ def _inlier_weight(
 
     Parameters
     ----------
-    shift, square, count, errors
+    shift, square, count, error2
         As for `_shrunken`.
     within
         Variance within states.
@@ -216,15 +216,15 @@ def _inlier_weight(
     size = count.sum(axis=0)
     unit = (size @ within) / np.maximum(size.sum(), TINY)  # one variance per dimension
     ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
-    in_one = _like_median(_mean_square(shift, unit), errors * ratio, shared)
-    in_own = _like_median(square, errors, shared)
+    in_one = _like_median(_mean_square(shift, unit), error2 * ratio, shared)
+    in_own = _like_median(square, error2, shared)
     return np.maximum(in_one, in_own)
 
 
 def _like_median(
-    square: SamplesByStates, errors: SamplesByStates, weight: SamplesByStates
+    square: SamplesByStates, error2: SamplesByStates, weight: SamplesByStates
 ) -> SamplesByStates:
-    most = OUTLYING * (_median(square, weight)[:, None] + errors)
+    most = OUTLYING * (_median(square, weight)[:, None] + error2)
     excess = np.maximum(square, TINY) / np.maximum(most, TINY)
     return np.maximum(excess, 1) ** -STEEPNESS
 
@@ -238,7 +238,7 @@ def _shrunken(
     square: SamplesByStates,
     count: SamplesByStates,
     *,
-    errors: SamplesByStates,
+    error2: SamplesByStates,
     inlier_weight: SamplesByStates,
     others: SamplesByStates,
     prior_cells: float,
@@ -253,7 +253,7 @@ def _shrunken(
         Its square, the mean over dimensions, in units of the variance within states.
     count
         Cells.
-    errors
+    error2
         Squared standard errors, in the same units.
     inlier_weight
         See `Shifts`.
@@ -266,12 +266,10 @@ def _shrunken(
     # What is outlying, or has nothing to be compared with, tells nothing of the effect's size.
     counted = cells * inlier_weight * np.minimum(others, 1)
     whole = np.maximum(counted.sum(axis=1), TINY)
-    excess = np.sum(counted * (square - errors), axis=1) / whole
-    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * errors).sum(axis=1)) / whole
-    signal = (excess - 2 * uncertain).clip(0)[:, None]
-    trust = (
-        count / (count + prior_cells) * inlier_weight * signal / np.maximum(signal + errors, TINY)
-    )
+    excess = np.sum(counted * (square - error2), axis=1) / whole
+    uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * error2).sum(axis=1)) / whole
+    tau2 = (excess - 2 * uncertain).clip(0)[:, None]
+    trust = count / (count + prior_cells) * inlier_weight * tau2 / np.maximum(tau2 + error2, TINY)
     return Shifts(
         shift * trust[..., None], shift * (cells * (1 - inlier_weight))[..., None], inlier_weight
     )
@@ -344,8 +342,8 @@ def squared_errors(part: SamplesByStates, cells: SamplesByStates) -> SamplesBySt
         ``(1 - p_s)**2 / n_s`` plus ``p_o**2 / n_o`` of the others, of the shape of `part`.
     """
     cells = np.maximum(cells, 1)
-    errors = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
-    return errors.clip(0)
+    error2 = (1 - 2 * part) / cells + (part**2 / cells).sum(axis=0)
+    return error2.clip(0)
 
 
 def _median(values: SamplesByStates, weight: SamplesByStates) -> PerSample:

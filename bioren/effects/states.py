@@ -65,8 +65,8 @@ __all__ = [
     "PlacedQuery",
     "StateOptions",
     "default_n_states",
-    "depth",
     "frozen_states",
+    "log_genes_detected",
 ]
 
 
@@ -416,7 +416,7 @@ class ConditionalBridge:
         return PlacedQuery(moved, share, specific, shifts.batch_effect, shifts.inlier_weight)
 
 
-def depth(x: Block) -> CellsByCovariates:
+def log_genes_detected(x: Block) -> CellsByCovariates:
     """Return the first covariate of all cells: ``log(1 + number of genes detected)``.
 
     Parameters

@@ -13,7 +13,7 @@ import pandas as pd
 from bioren.adata.genes import match_genes
 from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, read_matrix
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
-from bioren.adata.reference import Reference
+from bioren.adata.reference_argument import Reference
 from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
@@ -23,7 +23,7 @@ from bioren.effects.states import CellFacts, ConditionalBridge
 from bioren.model import file as model_file
 from bioren.model.fitted import Fitted, Placement, Settings
 from bioren.model.fitting import check_settings, fit
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import TrainingOptions
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapped, Mapper
@@ -41,7 +41,8 @@ class RenormAutoencoder:
     1. The standardized bridge removes each sample's shift and scale per gene, found by
        comparing samples within cell states (`bioren.effects.alignment`).
     2. An autoencoder of bridged expression, which starts as its principal components, embeds
-       the cells; its decoder knows the samples by learned bridges (`bioren.network.autoencoder`).
+       the cells; its decoder knows the samples by learned bridges
+        (`bioren.network.bridge_network`).
     3. The conditional bridge removes what still differs between samples within a cell state of
        the embedding, and what goes with a cell's depth: the number of genes detected in it, and
        covariates that the caller names (`bioren.effects.states`).

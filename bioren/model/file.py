@@ -22,7 +22,7 @@ from bioren.effects.expression import ExpressionBridge
 from bioren.effects.states import ConditionalBridge, Iteration, StateOptions
 from bioren.files.container import LARGEST, Stored, read, write
 from bioren.model.fitted import Fitted, OwnSamples, Settings
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.reference.confidence import MappingConfidence
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapper
@@ -51,7 +51,6 @@ RENAMED = (
     ("diagnosis/apart", "diagnosis/sample_specific"),
 )
 
-#: Tables of an alignment by sample and gene, and by sample.
 #: What the states know, by its name in the file.
 STATES = {
     "kept": "retained",
@@ -59,6 +58,7 @@ STATES = {
     "inlier_weight": "inlier_weight",
     "unit": "unit",
 }
+#: Tables of an alignment by sample and gene, and by sample.
 BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
 BY_SAMPLE = ("overlap", "overlap_before")
 

@@ -23,8 +23,8 @@ from bioren.effects.denoising import Denoiser
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.expression import ExpressionBridge
 from bioren.effects.limits import embedding_of_retained
-from bioren.effects.states import CellFacts, ConditionalBridge, Placed, depth
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.effects.states import CellFacts, ConditionalBridge, Placed, log_genes_detected
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import TrainingOptions, decode, embed
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
@@ -262,6 +262,6 @@ def network_facts(x: Block, facts: CellFacts) -> CellFacts:
     facts
         As they were read.
     """
-    detected = depth(x)
+    detected = log_genes_detected(x)
     given = np.zeros((len(detected), 0)) if facts.covariates is None else facts.covariates
     return facts._replace(covariates=np.hstack([detected, given]))

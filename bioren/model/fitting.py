@@ -27,7 +27,7 @@ from bioren.effects.limits import expression_bridge, within_limits
 from bioren.effects.state_profile import moments_by_state
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
 from bioren.model.fitted import Fitted, OwnSamples, Placement, Settings, network_facts
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import Epoch, embed, fit_network
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population

@@ -29,7 +29,7 @@ from bioren.arrays.shapes import (
     SampleCodes,
 )
 from bioren.bridge import AffineBridge
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.network.bridge_network import BridgeNetwork
 
 __all__ = [
     "Epoch",

@@ -19,8 +19,8 @@ from bioren.nn.base import (
     check_average,
     check_shape,
 )
+from bioren.nn.channel_moments import ValueWeights, statistics_dtype
 from bioren.nn.functional import evaluate, in_dtype, value_weights
-from bioren.nn.moments import ValueWeights, statistics_dtype
 from bioren.nn.renormalization import renormalize
 from bioren.nn.schedules import (
     Bound,

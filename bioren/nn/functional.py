@@ -1,6 +1,6 @@
 """Renormalization as pure functions of their arguments, running statistics updated in place.
 
-Both functions rest on the bridge of `bioren.bridge`, clipped and kept out of the gradient, and
+All of them rest on the bridge of `bioren.bridge`, clipped and kept out of the gradient, and
 have one convention for the spread throughout: ``std = sqrt(var + eps)``, as in
 `torch.nn.functional.batch_norm`.
 """
@@ -14,6 +14,7 @@ import torch
 
 from bioren.bridge import clip_terms, renorm_terms
 from bioren.nn._torch import saved_for_backward
+from bioren.nn.channel_moments import ChannelMoments, ValueWeights, statistics_dtype
 from bioren.nn.grouped import (
     Normalizer,
     SampleStatistics,
@@ -23,7 +24,6 @@ from bioren.nn.grouped import (
     spread,
     updated,
 )
-from bioren.nn.moments import ChannelMoments, ValueWeights, statistics_dtype
 from bioren.nn.recomputation import Recollection
 from bioren.nn.renormalization import renormalize, renormalize_instances
 from bioren.nn.schedules import ConstantLimits, check_choice, check_share

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bioren.nn._torch import leaf_of
 from bioren.nn.base import SHAPES_2D, SHAPES_3D, Initial, RenormBase, check_shape
+from bioren.nn.channel_moments import ChannelMoments, statistics_dtype
 from bioren.nn.functional import in_dtype, instance_renorm
-from bioren.nn.moments import ChannelMoments, statistics_dtype
 from bioren.nn.renormalization import renormalize_instances
 from bioren.nn.schedules import Mixing, check_choice
 from bioren.nn.tracking import Moving, Tracker

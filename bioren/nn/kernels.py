@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bioren.nn._torch import is_readable, is_traced, native_kernels_serve
 from bioren.nn.averaging import BackwardAverages
-from bioren.nn.moments import (
+from bioren.nn.channel_moments import (
     ChannelMoments,
     ValueWeights,
     channel_moments,

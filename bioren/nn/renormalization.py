@@ -11,8 +11,7 @@ from torch import Tensor
 from bioren.bridge import mixed_terms, renorm_terms
 from bioren.nn._torch import native_kernels_serve
 from bioren.nn.averaging import BackwardAverages
-from bioren.nn.kernels import affine, batch_norm, moments_of, normalize
-from bioren.nn.moments import (
+from bioren.nn.channel_moments import (
     ChannelMoments,
     ValueWeights,
     channel_moments,
@@ -20,6 +19,7 @@ from bioren.nn.moments import (
     of_channels,
     statistics_dtype,
 )
+from bioren.nn.kernels import affine, batch_norm, moments_of, normalize
 
 if TYPE_CHECKING:
     from bioren.nn.tracking import Tracker

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from bioren.bridge import renorm_terms
 from bioren.nn.batch_renorm import _BatchRenorm
+from bioren.nn.channel_moments import ChannelMoments, ValueWeights, channel_moments, merged_moments
 from bioren.nn.kernels import normalize
-from bioren.nn.moments import ChannelMoments, ValueWeights, channel_moments, merged_moments
 from bioren.nn.renormalization import applied_terms
 from bioren.nn.tracking import Tracker
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bioren.bridge import clip_terms, mixed_terms, renorm_terms
 from bioren.nn._torch import is_readable, is_traced, saved_for_backward
-from bioren.nn.moments import ChannelMoments, several, statistics_dtype
+from bioren.nn.channel_moments import ChannelMoments, several, statistics_dtype
 from bioren.nn.recomputation import Recollection
 from bioren.nn.schedules import Bound
 

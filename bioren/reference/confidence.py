@@ -106,8 +106,8 @@ class MappingConfidence(NamedTuple):
         far = _far(distances, self.center, self.unit)
         if self.single:
             far = far - max(0.0, float(np.quantile(far, 0.25)) - TYPICAL)
-        odds = self.slope * far + self.level
-        return 1 / (1 + np.exp(-odds.clip(-500, 500)))
+        log_odds = self.slope * far + self.level
+        return 1 / (1 + np.exp(-log_odds.clip(-500, 500)))
 
 
 def distances(

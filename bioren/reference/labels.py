@@ -62,7 +62,7 @@ class LabelTransfer(NamedTuple):
         unit = max(float(z[known].std()), TINY)
         model = LogisticRegression(max_iter=2000).fit(z[known] / unit, codes[known])
         weights, level = model.coef_.T / unit, model.intercept_
-        if len(found) == 2:  # scikit-learn gives the odds of the second alone
+        if len(found) == 2:  # scikit-learn gives the log odds of the second alone
             weights = np.hstack([np.zeros((dims, 1)), weights])
             level = np.concatenate([[0.0], level])
         return cls(names, weights.astype(np.float64), level.astype(np.float64), cells)
@@ -77,7 +77,7 @@ class LabelTransfer(NamedTuple):
 
     def predict(self, z: CellsByDims) -> tuple[LabelCodes, PerCell]:
         """Return each cell's most probable label, as its position, and its probability."""
-        odds = z @ self.weights + self.level
-        share = np.exp(odds - odds.max(axis=1, keepdims=True))
+        log_odds = z @ self.weights + self.level
+        share = np.exp(log_odds - log_odds.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)
         return share.argmax(axis=1), share.max(axis=1)

@@ -26,13 +26,13 @@ from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.denoising import Denoiser
 from bioren.effects.limits import embedding_of_retained, expression_bridge, within_limits
 from bioren.effects.state_profile import profile_of
-from bioren.effects.states import CellFacts, ConditionalBridge, Placed, depth
-from bioren.network.autoencoder import BridgeNetwork
+from bioren.effects.states import CellFacts, ConditionalBridge, Placed, log_genes_detected
+from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import embed_bridged
 from bioren.reference.confidence import MappingConfidence, averaging, calibrate, distances
-from bioren.reference.genes import MatchedGenes
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapping import Frame, map_sample, stack
+from bioren.reference.matched_genes import MatchedGenes
 from bioren.reference.population import Population
 from bioren.wording import listed
 
@@ -102,7 +102,7 @@ class Mapped(NamedTuple):
         return whole
 
 
-class MappedSample(NamedTuple):
+class SampleResults(NamedTuple):
     """One sample of a query in the reference population; fields as of `Mapped`."""
 
     embedding: CellsByDims
@@ -337,7 +337,7 @@ class Mapper:
         covariates: CellsByCovariates,
         *,
         rng: np.random.Generator,
-    ) -> MappedSample:
+    ) -> SampleResults:
         """Map one sample; `columns` are the positions of its genes in the population."""
         place = np.full(len(self.population.genes), -1)
         place[self.population.variable] = np.arange(len(self.population.variable))
@@ -356,7 +356,7 @@ class Mapper:
 
         mapped = map_sample(
             x,
-            np.hstack([depth(some), covariates]),
+            np.hstack([log_genes_detected(some), covariates]),
             frame,
             encode=encode,
             variable=(some, seen),
@@ -393,7 +393,7 @@ class Mapper:
                 some, of_some.full, mapped.bridged, frame=of_variable, near=near, among=[None]
             )[0]
             score = self.confidence.score(far)
-        return MappedSample(embedding + retained, corrected, score, alignment, mapped.by_state)
+        return SampleResults(embedding + retained, corrected, score, alignment, mapped.by_state)
 
     def _as_seen(self, frame: Frame, inputs: Positions) -> Frame:
         """Return the frame with its cells where, and as far apart as, these genes tell."""

@@ -33,8 +33,8 @@ from bioren.effects.standardization import standardize
 from bioren.effects.state_profile import ReferenceWeights, StateProfile, profile_of
 from bioren.effects.states import frozen_states
 from bioren.files.container import Stored, digest, read, write
-from bioren.reference.genes import MIN_GENES
 from bioren.reference.mapping import Frame, MappedSample, map_sample, stack
+from bioren.reference.matched_genes import MIN_GENES
 from bioren.wording import listed
 
 __all__ = ["MIN_CELLS", "Population"]

@@ -236,14 +236,20 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
                 height,
             ),
         )
-    if "X_bioren" in adata.obsm:
+    after = effects.settings.get("embedding", "X_bioren")
+    if after in adata.obsm:
         yield Plot(
             "The cells before and after",
             "Each point is a cell, colored by sample, along two principal components of the "
             "expression as it was, and of the corrected embedding. Where samples hold the same "
             "kinds of cells, their colors should mix.",
             "Two scatter plots of cells, before and after the correction, colored by sample.",
-            *_image(lambda ax: plotting.before_after(adata, key=key, ax=ax), 11.5, 5.0, columns=2),
+            *_image(
+                lambda ax: plotting.before_after(adata, after=after, key=key, ax=ax),
+                11.5,
+                5.0,
+                columns=2,
+            ),
         )
     if has_history(adata, key):
         yield Plot(

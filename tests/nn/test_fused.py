@@ -10,7 +10,7 @@ CODE = """
 import itertools
 import torch
 from bioren.nn.fused import fused_step
-from bioren.nn.moments import ChannelMoments
+from bioren.nn.channel_moments import ChannelMoments
 from bioren.nn.tracking import Tracker
 
 generator = torch.Generator().manual_seed(0)

@@ -102,7 +102,7 @@ class BridgeNetwork(nn.Module):
 
     def encode(self, x: Tensor, sample: Tensor) -> Tensor:
         """Return the embedding, shape ``(cells, latent)``, of cells x genes `x`."""
-        return self.spread * self._encode(self._standard(x, sample))
+        return self.spread * self._encode(self._scaled(x, sample))
 
     def encode_bridged(self, x: Tensor) -> Tensor:
         """Return the embedding of expression that is on the reference's scale already."""
@@ -118,11 +118,11 @@ class BridgeNetwork(nn.Module):
 
     def forward(self, x: Tensor, sample: Tensor) -> Tensor:
         """Return each cell's squared reconstruction error, in shares of the total variance."""
-        standard = self._standard(x, sample)
+        standard = self._scaled(x, sample)
         rebuilt = self._decode(self._encode(standard), sample)
         return (rebuilt - standard).square().sum(dim=1)
 
-    def _standard(self, x: Tensor, sample: Tensor) -> Tensor:
+    def _scaled(self, x: Tensor, sample: Tensor) -> Tensor:
         bridge = AffineBridge(self.input_scale[sample], self.input_shift[sample])
         return (bridge.apply(x) - self.center) / self.spread
 
