@@ -42,7 +42,7 @@ from bioren.reference.mapping import Frame, map_sample
 __all__ = ["MappingConfidence", "averaging", "calibrate", "distances"]
 
 #: Neighbors that a cell's distances are averaged over, itself among them.
-NEIGHBOURS = 16
+NEIGHBORS = 16
 
 #: Neighbors are sought among so many cells of the sample, in so many of its own components, which
 #: are found on so many cells.
@@ -256,7 +256,7 @@ def averaging(
     n = x.shape[0]
     one = np.zeros(n, dtype=np.intp)
     pool = np.sort(rng.permutation(n)[:POOL])
-    n_near = min(NEIGHBOURS, len(pool))
+    n_near = min(NEIGHBORS, len(pool))
     if min(x.shape) < 3:
         return sparse.identity(n, format="csr")
     center = frame.profile.whole().mean
