@@ -222,7 +222,7 @@ def test_a_sketch_takes_small_samples_whole_and_of_large_ones_the_same(sizes, mo
     rng = np.random.default_rng(seed)
     codes = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bioren.effects.alignment.SKETCH", most)
+        patch.setattr("bioren.effects.clusters.SKETCH", most)
         sketch = _sketch(codes, len(sizes), rng)
     assert_array_equal(sketch, np.unique(sketch))  # ascending, each cell once
     taken = np.bincount(codes[sketch], minlength=len(sizes))
@@ -245,7 +245,7 @@ def test_a_sketch_depends_on_the_seed_and_differs_from_the_first_cells():
 def test_states_of_a_sketch_find_planted_shifts_in_all_cells(monkeypatch, most):
     x, codes, _, shift = simulated(13, sizes=(900, 300, 60))
     whole = fit(x, codes)
-    monkeypatch.setattr("bioren.effects.alignment.SKETCH", most)
+    monkeypatch.setattr("bioren.effects.clusters.SKETCH", most)
     found = fit(x, codes)
     assert planted_and_found(found, shift) > 0.95
     assert_allclose(found.samples.count, [900, 300, 60], rtol=1e-6)

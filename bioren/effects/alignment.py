@@ -22,10 +22,10 @@ from bioren.arrays.shapes import (
     CellsByStates,
     PerSample,
     Positions,
-    SampleCodes,
     SamplesByGenes,
 )
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
+from bioren.effects.clusters import sketched
 from bioren.effects.standardization import MIN_OVERLAP, Standardized, overlap_of, standardize
 from bioren.effects.state_profile import TABLE_ENTRIES
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
@@ -39,9 +39,6 @@ __all__ = [
     "isolation_messages",
     "warn_isolated",
 ]
-
-#: States are sought among so many cells; all cells are then compared within them.
-SKETCH = 5000
 
 #: By default no gene is rescaled more than twofold, and shifts have no limit.
 MAX_REMOVED = (2.0, math.inf)
@@ -165,7 +162,7 @@ def align(
     if iterations == 0:
         return alignment
     some, genes = variable or (x, np.arange(x.shape[1]))
-    sketch = _sketch(codes, n_samples, rng)
+    sketch = sketched(codes, n_samples, rng)
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
@@ -303,19 +300,3 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
         bridges=AffineBridge.between(source_of(r_kept, d_kept), reference),
         full=AffineBridge.between(everything, reference),
     )
-
-
-def _sketch(codes: SampleCodes, n_samples: int, rng: np.random.Generator) -> Positions:
-    """Choose the cells among which states are sought, ascending; small samples give all theirs."""
-    if len(codes) <= SKETCH:
-        return np.arange(len(codes))
-    size = np.bincount(codes, minlength=n_samples)
-    # The quota that all samples together fill: those that are smaller leave room for the others.
-    ascending = np.sort(size)
-    before = np.concatenate([[0], np.cumsum(ascending)[:-1]])
-    room = (SKETCH - before) // np.arange(n_samples, 0, -1)
-    quota = max(1, room[np.argmax(ascending > room)])
-    order = rng.permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]
-    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
-    return np.sort(order[rank < quota])

@@ -19,6 +19,7 @@ from bioren.arrays.shapes import (
     CellsByStates,
     LabelCodes,
     PerSample,
+    Positions,
     RowsByDims,
     SampleCodes,
     SamplesByStates,
@@ -33,8 +34,12 @@ __all__ = [
     "diverse_clusters",
     "first_centers",
     "nearness",
+    "sketched",
     "unit_vectors",
 ]
+
+#: States are sought among so many cells; all cells are then compared within them.
+SKETCH = 5000
 
 #: Added to the log-responsibility where a label rules a state out.
 NEVER = -1e9
@@ -123,26 +128,55 @@ def diverse_clusters(
         return closeness if allowed is None else closeness + allowed
 
     share = softmax(closeness_to(centers), axis=1)
-    observed = sample_sums(share, codes, n_samples)  # samples x states
     before = np.inf
     n_blocks = min(20, len(unit))
     for _ in range(20):
         centers = unit_vectors(share.T @ unit)
         closeness = closeness_to(centers)
-        order = rng.permutation(len(unit))
-        for block in np.array_split(order, n_blocks):
-            observed -= sample_sums(share[block], codes[block], n_samples)
-            odds = _log_odds(observed, proportion, options.diversity).astype(unit.dtype)
-            share[block] = softmax(closeness[block] + odds[codes[block]], axis=1)
-            observed += sample_sums(share[block], codes[block], n_samples)
-        # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).
+        observed = sample_sums(share, codes, n_samples)  # samples x states
+        # Soft k-means objective with entropy and diversity terms (Korsunsky, equation 5).  The
+        # logarithms of shares are their logits less those' log-sum-exp: none has to be taken.
+        objective = 0.0
+        for block in np.array_split(rng.permutation(len(unit)), n_blocks):
+            own = codes[block]
+            observed -= sample_sums(share[block], own, n_samples)
+            odds = _log_odds(observed, proportion, options.diversity)
+            share[block], log_sum = _shares(closeness[block] + odds.astype(unit.dtype)[own])
+            here = sample_sums(share[block], own, n_samples)
+            objective += float(np.sum(here * odds) - log_sum)
+            observed += here
         odds = _log_odds(observed, proportion, options.diversity)
-        entropy = np.sum(share * np.log(share + share.dtype.type(TINY)))
-        objective = entropy - np.sum(share * closeness) - np.sum(observed * odds)
+        objective -= float(np.sum(observed * odds))
         if before - objective < 1e-4 * abs(objective):
             break
         before = objective
-    return centers, _log_odds(observed, proportion, options.diversity)
+    return centers, odds
+
+
+def sketched(codes: SampleCodes, n_samples: int, rng: np.random.Generator) -> Positions:
+    """Choose the cells among which states are sought, ascending; small samples give all theirs."""
+    if len(codes) <= SKETCH:
+        return np.arange(len(codes))
+    size = np.bincount(codes, minlength=n_samples)
+    # The quota that all samples together fill: those that are smaller leave room for the others.
+    ascending = np.sort(size)
+    before = np.concatenate([[0], np.cumsum(ascending)[:-1]])
+    room = (SKETCH - before) // np.arange(n_samples, 0, -1)
+    quota = max(1, room[np.argmax(ascending > room)])
+    order = rng.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
+    return np.sort(order[rank < quota])
+
+
+def _shares(logits: CellsByStates) -> tuple[CellsByStates, float]:
+    """Return the softmax of each row, in the place of `logits`, and the sum of log-sum-exps."""
+    most = logits.max(axis=1, keepdims=True)
+    logits -= most
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=1, keepdims=True)
+    logits /= total
+    return logits, float(np.sum(most + np.log(total), dtype=np.float64))
 
 
 def nearness(unit: CellsByDims, centers: StatesByDims, width: float) -> CellsByStates:

@@ -53,6 +53,7 @@ from bioren.effects.clusters import (
     diverse_clusters,
     first_centers,
     nearness,
+    sketched,
     unit_vectors,
 )
 from bioren.effects.shifts import covariate_slopes, shifts_onto, state_shifts
@@ -242,18 +243,22 @@ class ConditionalBridge:
         n_states = min(n_states or default_n_states(len(z)), len(z))
         unit = _within_sample_spread(facts, n_samples)
         covariates = _in_units(facts, unit)
-        centers, state_labels = first_centers(unit_vectors(z), facts.labels, n_states, rng=rng)
+        sketch = sketched(facts.codes, n_samples, rng)
+        known = facts.of(sketch)
+        centers, state_labels = first_centers(
+            unit_vectors(z[sketch]), known.labels, n_states, rng=rng
+        )
         allowed = allowed_states(facts.labels, state_labels)
 
         iterations: list[Iteration] = []
         moved = z
         for _ in range(options.iterations):
             centers, log_odds = diverse_clusters(
-                unit_vectors(moved),
-                facts.codes,
+                unit_vectors(moved[sketch]),
+                known.codes,
                 n_samples,
                 centers=centers,
-                allowed=allowed,
+                allowed=None if allowed is None else allowed[sketch],
                 options=options,
                 rng=rng,
             )
