@@ -31,7 +31,7 @@ from bioren.files.atomic import check_target
 from bioren.model.autoencoder import RenormAutoencoder, load
 from bioren.model.fitted import Fitted, Results
 from bioren.model.fitting import check_settings, find_states
-from bioren.network.training import TrainingOptions
+from bioren.network.training import NO_TRAINING, TrainingOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,7 +112,8 @@ def integrate(
     rng
         Seed or generator; the same seed gives the same result on the same machine.
     training
-        See `bioren.network.training.TrainingOptions`.
+        Whether and how to train a network; None: the embedding are principal components of bridged
+        expression, corrected by state.  See `bioren.RenormAutoencoder`.
     save_model
         File to write the fitted model to, for `map_query` and `bioren.load`; it is written before
         `adata` is changed, and must not exist.
@@ -171,7 +172,7 @@ def integrate(
             rng=rng,
             copy=copy,
         )
-    options = (training or TrainingOptions())._replace(progress=progress)
+    options = (training or NO_TRAINING)._replace(progress=progress)
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
@@ -190,7 +191,7 @@ def integrate(
     )
     if save_model is not None:
         check_target(Path(save_model))
-    placement = model.fit_study(read_study(adata, design))
+    placement = model.fit_study(read_study(adata, design), maps=save_model is not None)
     fitted = model.fitted_
     results = fitted.apply(placement, decoded=decoded)
     settings = {

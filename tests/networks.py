@@ -11,7 +11,7 @@ from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import TrainingOptions
 
 QUICK = TrainingOptions(
-    max_epochs=3, batch_size=32, accelerator="cpu", precision="32-true", progress=False
+    probe=0, max_epochs=3, batch_size=32, accelerator="cpu", precision="32-true", progress=False
 )
 
 

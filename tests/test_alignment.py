@@ -9,7 +9,8 @@ from scipy import sparse
 
 from bioren import AffineBridge
 from bioren.arrays.apply import apply_by_sample
-from bioren.effects.alignment import Removal, _sketch, align, warn_isolated
+from bioren.effects.alignment import Removal, align, warn_isolated
+from bioren.effects.clusters import sketched
 from bioren.effects.states import CellFacts
 
 
@@ -223,7 +224,7 @@ def test_a_sketch_takes_small_samples_whole_and_of_large_ones_the_same(sizes, mo
     codes = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bioren.effects.clusters.SKETCH", most)
-        sketch = _sketch(codes, len(sizes), rng)
+        sketch = sketched(codes, len(sizes), rng)
     assert_array_equal(sketch, np.unique(sketch))  # ascending, each cell once
     taken = np.bincount(codes[sketch], minlength=len(sizes))
     quota = taken.max()
@@ -235,10 +236,18 @@ def test_a_sketch_takes_small_samples_whole_and_of_large_ones_the_same(sizes, mo
 
 def test_a_sketch_depends_on_the_seed_and_differs_from_the_first_cells():
     codes = np.repeat([0, 1], 10_000)
-    first, again, other = (_sketch(codes, 2, np.random.default_rng(s)) for s in (0, 0, 1))
+    first, again, other = (sketched(codes, 2, np.random.default_rng(s)) for s in (0, 0, 1))
     assert_array_equal(first, again)
     assert len(np.intersect1d(first, other)) < 0.5 * len(first)
     assert np.bincount(first // 1000, minlength=20).min() > 150  # from everywhere
+
+
+def test_a_sketch_leaves_out_no_label():
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(20_000) < 2, 1, rng.choice([-1, 0], 20_000))
+    sketch = sketched(np.zeros(20_000, dtype=int), 1, rng, labels=labels)
+    assert (labels[sketch] == 1).any()
+    assert len(sketch) <= 5003
 
 
 @pytest.mark.parametrize("most", [150, 400])

@@ -84,6 +84,23 @@ def test_no_epochs_leave_the_start(data):
     assert same_state(state(network), state(start))
 
 
+def test_a_training_of_no_use_ends_early_and_leaves_the_components():
+    x, codes = expression(1, curved=False)
+    options = QUICK._replace(probe=0.1, max_epochs=20, learning_rate=1e-2)
+    start, _, _ = started(x, codes)
+    network, history, _ = fitted(x, codes, options)
+    assert len(history) == 1 + 2
+    assert [epoch.kept for epoch in history] == [True, False, False]
+    assert same_state(state(network), state(start))
+
+
+def test_a_training_of_use_goes_on():
+    options = QUICK._replace(probe=0.3, max_epochs=10, patience=10, learning_rate=1e-2)
+    _, history, _ = fitted(*expression(n_cells=2000), options)
+    assert len(history) == 1 + 10
+    assert [epoch.kept for epoch in history].index(True) > 3
+
+
 def test_patience_ends_a_training_that_does_not_improve(data):
     options = QUICK._replace(learning_rate=1.0, max_epochs=20, patience=3)
     assert len(fitted(*data, options)[1]) == 1 + 3
@@ -235,7 +252,7 @@ def test_no_epoch_begins_after_the_last_step(max_steps, epochs):
     from bioren.network.training import TrainingOptions
 
     options = TrainingOptions(
-        max_epochs=4, max_steps=max_steps, batch_size=32, patience=9, progress=False
+        max_epochs=4, max_steps=max_steps, batch_size=32, patience=9, probe=0, progress=False
     )
     model = RenormAutoencoder(4, 8, training=options).fit(simulate((50, 50)), "sample")  # 3 steps
     assert model.history_["epoch"].max() == epochs

@@ -169,7 +169,10 @@ def read_history(adata: AnnData, key: str) -> pd.DataFrame:
             "use_rep); bioren.pp.bridge trains nothing."
         )
         raise KeyError(msg)
-    return pd.DataFrame({name: np.asarray(values) for name, values in history.items()})
+    table = pd.DataFrame({name: np.asarray(values) for name, values in history.items()})
+    if "kept" not in table:  # written before training could be judged halfway
+        table["kept"] = table.index == table["held_out"].idxmin()
+    return table
 
 
 def write_fit(
@@ -215,8 +218,8 @@ def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
 
 
 def has_history(adata: AnnData, key: str) -> bool:
-    """Return whether the record has a training history."""
-    return "history" in adata.uns.get(key, {})
+    """Return whether the record has the history of a training, of more than its start."""
+    return len(adata.uns.get(key, {}).get("history", {}).get("epoch", ())) > 1
 
 
 def has_diagnosis(adata: AnnData, key: str) -> bool:

@@ -85,21 +85,18 @@ class Projection:
         n_components = min(n_components, len(cells) - 1, n_genes - 1)
         if n_components < 1:
             raise ValueError(f"Components need 2 cells and 2 genes, received {x.shape}.")
-        # Twice as fast in single precision, whose rounding lies far below the tolerance.
-        forward, backward = _centered(
-            gather_rows(x, cells), codes[cells], bridges, center=center, dtype=np.float32
-        )
+        forward, backward = _centered(gather_rows(x, cells), codes[cells], bridges, center=center)
         squares = LinearOperator(
-            (n_genes, n_genes), matvec=lambda v: backward(forward(v)), dtype=np.float32
+            (n_genes, n_genes), matvec=lambda v: backward(forward(v)), dtype=np.float64
         )
-        start = rng.standard_normal(n_genes).astype(np.float32)
+        start = rng.standard_normal(n_genes)
         try:
             size, columns = eigsh(squares, k=n_components, v0=start, tol=TOLERANCE)
         except ArpackNoConvergence:
             raise
         except ArpackError:  # all cells lie at the center: any components will do
             return cls(center, np.eye(n_genes, n_components))
-        rows = columns.T[np.argsort(-size)].astype(np.float64)
+        rows = columns.T[np.argsort(-size)]
         # The sign of a component is arbitrary: make its largest loading positive.
         largest = np.abs(rows).argmax(axis=1)
         rows *= np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
@@ -115,18 +112,13 @@ class Projection:
 
 
 def _centered(
-    block: Block,
-    codes: SampleCodes,
-    bridges: AffineBridge,
-    *,
-    center: PerGene,
-    dtype: type[np.floating[Any]] = np.float64,
+    block: Block, codes: SampleCodes, bridges: AffineBridge, *, center: PerGene
 ) -> tuple[Product, Product]:
     """Return products with ``scale[codes] * block + shift[codes] - center``, and its transpose."""
-    scaled = scale_rows(block, bridges.scale, codes).astype(dtype, copy=False)
-    offset = (bridges.shift - center).astype(dtype)  # samples x genes
+    scaled = scale_rows(block, bridges.scale, codes)
+    offset = bridges.shift - center  # samples x genes
     membership = sparse.csr_matrix(  # samples x cells
-        (np.ones(len(codes), dtype), (codes, np.arange(len(codes)))),
+        (np.ones(len(codes)), (codes, np.arange(len(codes)))),
         shape=(len(offset), len(codes)),
     )
 

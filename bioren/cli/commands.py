@@ -210,7 +210,7 @@ def integrate(
             for labels_key in learn or []:
                 read_labels(adata, labels_key)  # before the work of fitting
             prepare(adata, key, layer, genes=genes, say=say, single=bool(models or reference))
-            say("comparing samples within cell states, then training while it helps")
+            say("comparing samples within cell states, then correcting")
             fitted = Path(folder) / "model" if models else None
             bioren.tl.integrate(
                 adata,
@@ -415,5 +415,5 @@ def _find_effects(
             return
     key = one_or_several(batch_key)
     prepare(adata, key, None, genes=VARIABLE_GENES, say=say)
-    say("comparing samples within cell states, then training while it helps")
+    say("comparing samples within cell states, then correcting")
     bioren.tl.integrate(adata, key, condition_key=condition, progress=progress)

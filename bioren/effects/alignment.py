@@ -162,7 +162,7 @@ def align(
     if iterations == 0:
         return alignment
     some, genes = variable or (x, np.arange(x.shape[1]))
-    sketch = sketched(codes, n_samples, rng)
+    sketch = sketched(codes, n_samples, rng, labels=facts.labels)
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 

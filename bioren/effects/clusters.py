@@ -153,8 +153,17 @@ def diverse_clusters(
     return centers, odds
 
 
-def sketched(codes: SampleCodes, n_samples: int, rng: np.random.Generator) -> Positions:
-    """Choose the cells among which states are sought, ascending; small samples give all theirs."""
+def sketched(
+    codes: SampleCodes,
+    n_samples: int,
+    rng: np.random.Generator,
+    *,
+    labels: LabelCodes | None = None,
+) -> Positions:
+    """Choose the cells among which states are sought, ascending.
+
+    Small samples give all of theirs, and so do labels of which no cell was chosen.
+    """
     if len(codes) <= SKETCH:
         return np.arange(len(codes))
     size = np.bincount(codes, minlength=n_samples)
@@ -166,7 +175,11 @@ def sketched(codes: SampleCodes, n_samples: int, rng: np.random.Generator) -> Po
     order = rng.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
-    return np.sort(order[rank < quota])
+    chosen = np.zeros(len(codes), dtype=bool)
+    chosen[order[rank < quota]] = True
+    if labels is not None:
+        chosen |= (labels >= 0) & ~np.isin(labels, labels[chosen])
+    return np.flatnonzero(chosen)
 
 
 def _shares(logits: CellsByStates) -> tuple[CellsByStates, float]:

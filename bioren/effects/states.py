@@ -233,21 +233,15 @@ class ConditionalBridge:
             There are no cells, or `options` ask for no iteration.
         """
         options = options or StateOptions()
-        if len(z) == 0 or options.iterations < 1:
-            msg = (
-                f"Expected cells and iterations, received {len(z)} cells, {options.iterations} "
-                "iterations."
-            )
-            raise ValueError(msg)
+        _check_iterations(len(z), options.iterations)
         in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
         n_states = min(n_states or default_n_states(len(z)), len(z))
         unit = _within_sample_spread(facts, n_samples)
         covariates = _in_units(facts, unit)
-        sketch = sketched(facts.codes, n_samples, rng)
+        sketch = sketched(facts.codes, n_samples, rng, labels=facts.labels)
         known = facts.of(sketch)
-        centers, state_labels = first_centers(
-            unit_vectors(z[sketch]), known.labels, n_states, rng=rng
-        )
+        units = unit_vectors(z[sketch])
+        centers, state_labels = first_centers(units, known.labels, n_states, rng=rng)
         allowed = allowed_states(facts.labels, state_labels)
 
         iterations: list[Iteration] = []
@@ -266,15 +260,14 @@ class ConditionalBridge:
                 moved, facts.codes, centers, log_odds=log_odds, allowed=allowed, width=options.width
             )
             by_state = Moments.by_group(z, facts.codes, n_samples, share)
-            effective = effective_cells(share, facts.codes, n_samples)
             shifts = state_shifts(
                 by_state,
-                effective,
+                effective_cells(share, facts.codes, n_samples),
                 in_reference,
                 options.prior_cells,
                 of_one_type=state_labels is not None,
             )
-            slopes, levels = covariate_slopes(
+            regression = covariate_slopes(
                 z,
                 covariates,
                 facts.codes,
@@ -282,7 +275,7 @@ class ConditionalBridge:
                 by_state=by_state,
                 prior_slope=options.prior_slope,
             )
-            step = Iteration(centers, log_odds, shifts.batch_effect, slopes, levels)
+            step = Iteration(centers, log_odds, shifts.batch_effect, *regression)
             iterations.append(step)
             before, moved = moved, _moved(z, facts.codes, covariates, share=share, step=step)
             if _relative_change(before, moved) < 1e-3:
@@ -447,6 +440,12 @@ def frozen_states(centers: StatesByDims) -> ConditionalBridge:
     return ConditionalBridge(
         (only,), StateOptions(), nothing, nothing, only.log_odds, None, np.ones(0)
     )
+
+
+def _check_iterations(n_cells: int, iterations: int) -> None:
+    if n_cells == 0 or iterations < 1:
+        msg = f"Expected cells and iterations, received {n_cells} cells, {iterations} iterations."
+        raise ValueError(msg)
 
 
 def _responsibilities(

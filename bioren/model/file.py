@@ -339,6 +339,10 @@ def _own(stored: Stored, names: list[str], population: Population) -> OwnSamples
             "held_out": stored.array("history/held_out", None),
         }
     )
+    if "history/kept" in stored.arrays:
+        history["kept"] = stored.array("history/kept", None, kind="b")
+    else:  # written before training could be judged halfway
+        history["kept"] = history.index == history["held_out"].idxmin()
     expression = ExpressionBridge(alignment.bridges.scale, shift)
     return OwnSamples(names, alignment, expression, Diagnosis(**diagnosis), history)
 

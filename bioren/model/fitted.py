@@ -25,7 +25,7 @@ from bioren.effects.expression import ExpressionBridge
 from bioren.effects.limits import embedding_of_retained
 from bioren.effects.states import CellFacts, ConditionalBridge, Placed, log_genes_detected
 from bioren.network.bridge_network import BridgeNetwork
-from bioren.network.training import TrainingOptions, decode, embed
+from bioren.network.training import NO_TRAINING, TrainingOptions, decode, embed
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
 
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     n_hidden: int = 256
     strength: float = 1.0
     max_removed: tuple[float, float] | None = MAX_REMOVED
-    training: TrainingOptions = TrainingOptions()  # a tuple, which nothing changes
+    training: TrainingOptions = NO_TRAINING
 
     @property
     def removal(self) -> Removal:

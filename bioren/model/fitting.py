@@ -52,7 +52,9 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(msg)
 
 
-def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fitted, Placement]:
+def fit(
+    study: Study, settings: Settings, rng: np.random.Generator, *, maps: bool = True
+) -> tuple[Fitted, Placement]:
     """Find bridges, network and states.
 
     Parameters
@@ -63,6 +65,8 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
         See `Settings`.
     rng
         Source of all randomness.
+    maps
+        Whether the model is to map queries, and score them.
 
     Returns
     -------
@@ -111,6 +115,7 @@ def fit(study: Study, settings: Settings, rng: np.random.Generator) -> tuple[Fit
         x=variable,
         facts=facts,
         placed=placed,
+        scored=maps,
         rng=rng,
     )
     signed = cells.values.negative

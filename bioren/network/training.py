@@ -24,7 +24,6 @@ from bioren.arrays.shapes import (
     BoolPerSample,
     CellsByDims,
     CellsByGenes,
-    GenesByDims,
     Positions,
     SampleCodes,
 )
@@ -32,6 +31,7 @@ from bioren.bridge import AffineBridge
 from bioren.network.bridge_network import BridgeNetwork
 
 __all__ = [
+    "NO_TRAINING",
     "Epoch",
     "TrainingOptions",
     "decode",
@@ -57,6 +57,10 @@ class TrainingOptions(NamedTuple):
         No epoch begins after so many minibatches, so that large data are seen fewer times.
     patience
         Stop after so many epochs without a better result on the held-out cells.
+    probe
+        Share of the epochs after which training goes on only if it was of use so far: if held-out
+        cells are described better than by the principal components, by more than two standard
+        errors.  Else the components stay.  0 trains on in any case.
     batch_size
         Cells per step.
     learning_rate, weight_decay
@@ -75,6 +79,7 @@ class TrainingOptions(NamedTuple):
     max_epochs: int = 40
     max_steps: int = 2000
     patience: int = 8
+    probe: float = 0.1
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -82,6 +87,10 @@ class TrainingOptions(NamedTuple):
     accelerator: str = "auto"
     precision: str = "auto"
     progress: bool = True
+
+
+#: Leaves the principal components.
+NO_TRAINING = TrainingOptions(max_epochs=0)
 
 
 class Epoch(NamedTuple):
@@ -92,12 +101,16 @@ class Epoch(NamedTuple):
     epoch
         Number of passes over the training cells; 0 is the start, the principal components.
     training, held_out
-        Mean reconstruction error per cell, in shares of the total variance.
+        Mean reconstruction error per cell, in shares of the total variance; at the start of some
+        of the training cells, as many as are held out.
+    kept
+        Whether the network was left as it was after this epoch.
     """
 
     epoch: int
     training: float
     held_out: float
+    kept: bool = False
 
 
 def fit_network(
@@ -111,7 +124,9 @@ def fit_network(
     options: TrainingOptions,
     rng: np.random.Generator,
 ) -> tuple[BridgeNetwork, list[Epoch]]:
-    """Train a network from the principal components of the training cells.
+    """Train a network from the principal components of all cells.
+
+    They have seen the held-out cells, of which training learns nothing: it has to make up for that.
 
     Parameters
     ----------
@@ -138,24 +153,15 @@ def fit_network(
     most, n_hidden = sizes
     bridges = AffineBridge.between(samples, reference)
 
-    def components(rows: Positions | slice, most: int) -> GenesByDims:
-        found = Projection.fit(
-            x[rows], codes[rows], bridges, center=reference.mean, n_components=most, rng=rng
-        )
-        return found.loadings
-
-    training, held_out = split(len(codes), options.held_out, rng)
-    start = components(training, most)
+    start = Projection.fit(
+        x, codes, bridges, center=reference.mean, n_components=most, rng=rng
+    ).loadings
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         network = BridgeNetwork(len(start), len(samples.count), start.shape[1], n_hidden)
     network.start_from(samples, reference, start, in_reference=in_reference)
-    history = train(network, x, codes, cells=(training, held_out), options=options, rng=rng)
-    if min(history, key=lambda epoch: epoch.held_out).epoch == 0:
-        # Training does not help here, so that no cell need be held out of the components.
-        everything = components(slice(None), start.shape[1])
-        network.start_from(samples, reference, everything, in_reference=in_reference)
-    return network, history
+    cells = split(len(codes), options.held_out, rng)
+    return network, train(network, x, codes, cells=cells, options=options, rng=rng)
 
 
 def split(n_cells: int, held_out: float, rng: np.random.Generator) -> tuple[Positions, Positions]:
@@ -207,19 +213,18 @@ def train(
     fabric = _fabric(options)
     model, optimizer = fabric.setup(network, _optimizer(network, options))
 
-    def error(positions: Positions) -> float:
+    def errors(positions: Positions) -> Tensor:
         network.eval()
         with torch.no_grad():
-            total = sum(
-                float(model(*batch).float().sum())
-                for batch in _minibatches(
-                    x, codes, positions, size=LARGE_BATCH, device=fabric.device
-                )
-            )
-        return total / len(positions)
+            batches = _minibatches(x, codes, positions, size=LARGE_BATCH, device=fabric.device)
+            return torch.cat([model(*batch).double().cpu() for batch in batches])
 
-    history = [Epoch(0, error(training), error(held_out))]
+    some = np.sort(rng.permutation(training)[: len(held_out)])
+    at_start = errors(held_out)
+    history = [Epoch(0, float(errors(some).mean()), float(at_start.mean()))]
     best, best_state = history[0], copy.deepcopy(network.state_dict())
+    start, start_state = best, best_state
+    probed = math.ceil(options.probe * max_epochs)
     with tqdm(total=max_epochs, desc="training", unit="epoch", disable=not options.progress) as bar:
         for epoch in range(1, max_epochs + 1):
             network.train()
@@ -233,7 +238,8 @@ def train(
                 fabric.backward(loss)
                 optimizer.step()
                 losses.append(loss.detach())
-            history.append(Epoch(epoch, float(torch.stack(losses).mean()), error(held_out)))
+            now = errors(held_out)
+            history.append(Epoch(epoch, float(torch.stack(losses).mean()), float(now.mean())))
             if not np.isfinite(history[-1]).all():
                 raise FloatingPointError(f"Training diverged: {history[-1]}.")
             bar.set_postfix(loss=f"{history[-1].held_out:.4f}", refresh=False)
@@ -243,9 +249,20 @@ def train(
             elif epoch - best.epoch >= options.patience:
                 bar.total = epoch  # stopped early, and done
                 break
+            if epoch == probed and not _is_gain(at_start - now):
+                bar.total, best, best_state = epoch, start, start_state
+                break
+    history[best.epoch] = best._replace(kept=True)
     network.load_state_dict(best_state)
     network.eval()
     return history
+
+
+def _is_gain(gains: Tensor) -> bool:
+    """Return whether gains, one per held-out cell, are more than chance on average."""
+    if len(gains) < 2:
+        return float(gains.sum()) > 0
+    return float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
 
 
 def embed(network: BridgeNetwork, x: Block, codes: SampleCodes) -> CellsByDims:

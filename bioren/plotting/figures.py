@@ -290,7 +290,7 @@ def training_history(adata: AnnData, *, key: str = "bioren", ax: Axes | None = N
         ("held_out", "held-out cells", PALETTE[1], "^-"),
     ):
         ax.plot(history["epoch"], history[column], style, color=color, label=name, markersize=4)
-    best = int(history["epoch"][history["held_out"].idxmin()])
+    best = int(history["epoch"][history["kept"]].iloc[0])
     ax.axvline(best, color=MUTED, linestyle=":", label=f"kept: epoch {best}", zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(history) == 1:

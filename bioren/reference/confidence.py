@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy import sparse
@@ -86,6 +86,11 @@ class MappingConfidence(NamedTuple):
     slope: float
     level: float
     single: bool = False
+
+    @classmethod
+    def of_nothing(cls) -> Self:
+        """Return what was not learned; its scores are NaN."""
+        return cls(np.zeros(2), np.ones(2), np.nan, np.nan)
 
     @property
     def is_known(self) -> bool:
@@ -222,7 +227,7 @@ def calibrate(
 def _fitted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> MappingConfidence:
     """Fit log odds to how far cells are; in each pair known and unknown cells weigh the same."""
     if not pairs:
-        return MappingConfidence(np.zeros(2), np.ones(2), np.nan, np.nan)
+        return MappingConfidence.of_nothing()
     found = np.concatenate([far for far, _ in pairs])
     known = np.concatenate([is_known for _, is_known in pairs])
     weight = np.concatenate([np.where(k, 0.5 / k.sum(), 0.5 / (~k).sum()) for _, k in pairs])

@@ -132,7 +132,7 @@ class Mapper:
     denoiser
         Draws cells towards their states.
     confidence
-        Judges how well the reference knows a cell.
+        Judges how well the reference knows a cell, if that was asked for.
     removal
         How much of a query's effect is removed.
     labels
@@ -161,6 +161,7 @@ class Mapper:
         x: Block,
         facts: CellFacts,
         placed: Placed,
+        scored: bool = True,
         rng: np.random.Generator,
     ) -> Self:
         """Keep what mapping needs, and learn on the reference's own cells what is far.
@@ -175,6 +176,8 @@ class Mapper:
             What is known of them.
         placed
             Where they lie.
+        scored
+            Whether queries are to get a score, for which the reference's own samples are mapped.
         rng
             Chooses samples and cells, where there are many.
         """
@@ -201,14 +204,9 @@ class Mapper:
             )
             return embed_bridged(network, blocks)
 
-        return cls(
-            population=population,
-            network=network,
-            states=states,
-            embedded=embedded[there].pooled(),
-            coordinates=coordinates[there].pooled(),
-            denoiser=denoiser,
-            confidence=calibrate(
+        confidence = MappingConfidence.of_nothing()
+        if scored:
+            confidence = calibrate(
                 x,
                 facts.codes,
                 facts.covariates,
@@ -216,7 +214,15 @@ class Mapper:
                 without=without,
                 encode=encode,
                 rng=rng,
-            ),
+            )
+        return cls(
+            population=population,
+            network=network,
+            states=states,
+            embedded=embedded[there].pooled(),
+            coordinates=coordinates[there].pooled(),
+            denoiser=denoiser,
+            confidence=confidence,
             removal=removal,
             labels={},
         )
