@@ -145,12 +145,12 @@ def bioren(adata, seed):
     return adata.obsm["X_bioren"]
 
 
-def bioren_no_training(adata, seed):
-    """Return the embedding where the network stays what it starts as: principal components."""
+def bioren_trained(adata, seed):
+    """Return the embedding where a network is trained, as long as held-out cells gain."""
     import bioren
     from bioren.network.training import TrainingOptions
 
-    options = TrainingOptions(max_epochs=0)
+    options = TrainingOptions(probe=0)
     bioren.tl.integrate(adata, "batch", rng=seed, training=options, progress=False)
     return adata.obsm["X_bioren"]
 
@@ -227,7 +227,7 @@ METHODS = {
     "scvi": Method(scvi, "scvi-tools", ("scvi",), counts=True, slow=True),
     "scalex": Method(scalex, "scalex", ("scalex.data", "scalex.net.vae", "scalex.plot"), slow=True),
     "bioren": Method(bioren, "bioren", ("bioren.tools",), embedding=True),
-    "bioren, no training": Method(bioren_no_training, "bioren", ("bioren.tools",)),
+    "bioren, trained": Method(bioren_trained, "bioren", ("bioren.tools",)),
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
     "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
     "bioren, no denoising": Method(bioren_without_denoising, "bioren", ("bioren.tools",)),

@@ -94,9 +94,8 @@ def task(name: str, path: Path, n_cells: int):
 def embedding(path: Path, n_cells: int, n_fitted: int):
     """Return the embedding of new cells by a fitted model as a function."""
     import bioren
-    from bioren.network.training import TrainingOptions
 
-    model = bioren.RenormAutoencoder(training=TrainingOptions(progress=False))
+    model = bioren.RenormAutoencoder()
     model.fit(resampled(path, n_fitted, seed=1), "batch")
     adata = resampled(path, n_cells)
     return lambda: model.embed(adata)

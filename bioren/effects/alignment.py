@@ -266,20 +266,27 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     those from which the plain bridge to the reference leaves the sample ``r_kept`` and
     ``d_kept``.
     """
-    samples, reference, error, overlap = standardized
+    samples, reference, error, scales_states, overlap = standardized
     spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
     spread_there = np.where(samples.std() > 0, samples.std(), spread)
     r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
     trust = shrinkage(d, error / spread)
+    # A line through all cells scales the differences between states as well: of r only what holds
+    # for these is removed.
+    removable = r ** scales_states[:, None]
 
     def kept(strength: SamplesByGenes, removal: Removal) -> tuple[SamplesByGenes, SamplesByGenes]:
         return kept_terms(
-            r, d, max_kept=removal.max_kept, max_removed=removal.max_removed, strength=strength
+            removable,
+            d,
+            max_kept=removal.max_kept,
+            max_removed=removal.max_removed,
+            strength=strength,
         )
 
     def source_of(r_kept: SamplesByGenes, d_kept: SamplesByGenes) -> Moments:
-        mean = samples.mean - spread * d_kept * (r / r_kept)
-        variance = reference.var() * (r / r_kept) ** 2
+        mean = samples.mean - spread * d_kept * (removable / r_kept)
+        variance = reference.var() * (removable / r_kept) ** 2
         return Moments(samples.count, mean, samples.count[:, None] * variance)
 
     r_kept, d_kept = kept(removal.strength * trust, removal)

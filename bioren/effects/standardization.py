@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
+from scipy.special import expit
 
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
@@ -51,6 +52,10 @@ class Standardized(NamedTuple):
         No groups: the reference population, in which each sample weighs the same.
     standard_error
         Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
+    scales_states
+        Probability that a sample's ratios of spreads hold for the differences between its states
+        as well, so that all of its expression is scaled, and not the noise within states alone;
+        shape ``(samples,)``.
     overlap
         Share of each sample that lives in states which other samples have too, in [0, 1], shape
         ``(samples,)``.  Below `MIN_OVERLAP` a sample's effect cannot be told from its
@@ -60,6 +65,7 @@ class Standardized(NamedTuple):
     samples: Moments
     reference: Moments
     standard_error: SamplesByGenes
+    scales_states: PerSample
     overlap: PerSample
 
 
@@ -119,8 +125,10 @@ def standardize(
         by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
     )
     error2 = _squared_errors(by_state.count, weight, share, in_reference=in_reference) @ within
-    samples = _as_if_shifted(reference, cells, shift, ratio=np.where(compared, ratio, 1.0))
-    return Standardized(samples, reference, np.sqrt(error2), overlap)
+    ratio = np.where(compared, ratio, 1.0)
+    scales = _scales_states(by_state, shift, ratio, level=level, within=within)
+    samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
+    return Standardized(samples, reference, np.sqrt(error2), scales, overlap)
 
 
 def standardize_onto(
@@ -154,8 +162,36 @@ def standardize_onto(
     squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
 
     reference = profile.whole()
-    samples = _as_if_shifted(reference, cells, shift, ratio=np.where(compared, ratio, 1.0))
-    return Standardized(samples, reference, np.sqrt(squared @ within), overlap)
+    ratio = np.where(compared, ratio, 1.0)
+    scales = _scales_states(by_state, shift, ratio, level=known.mean, within=within)
+    samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
+    return Standardized(samples, reference, np.sqrt(squared @ within), scales, overlap)
+
+
+def _scales_states(
+    by_state: Moments,
+    shift: SamplesByGenes,
+    ratio: SamplesByGenes,
+    *,
+    level: StatesByGenes,
+    within: StatesByGenes,
+) -> PerSample:
+    """Return the probability that ratios of spreads hold for differences between states, too.
+
+    If they do, the means of a sample's states differ r times as much as the reference's; if the
+    noise alone is scaled, just as much.  Both are equally likely beforehand, and the likelihoods of
+    normal errors of the means, over genes and states, decide.
+    """
+    scaled = np.empty(len(shift))
+    for sample, cells in enumerate(by_state.count):
+        center = (cells @ level) / np.maximum(cells.sum(), TINY)
+        between = level - center  # states x genes, in the reference
+        difference = by_state.mean[sample] - shift[sample] - level
+        difference = difference - (cells @ difference) / np.maximum(cells.sum(), TINY)
+        expected = (np.sqrt(ratio[sample]) - 1) * between
+        information = cells[:, None] * (within > 0) / np.where(within > 0, within, 1.0)
+        scaled[sample] = expit(np.sum(information * expected * (difference - expected / 2)))
+    return scaled
 
 
 def _as_if_shifted(
