@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+import bioren
 from bioren import AffineBridge, Moments
 from bioren.effects.alignment import Removal, align, compare
 from bioren.effects.standardization import MIN_OVERLAP, standardize
@@ -260,3 +262,29 @@ def test_no_strength_is_no_change():
     assert_allclose(found.bridges.scale, 1)
     assert_allclose(found.bridges.shift, 0, atol=1e-12)
     assert_allclose(found.removed, 0, atol=1e-12)
+
+
+# What a sample's scale acts on
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "the noise alone"])
+def test_it_is_told_what_a_samples_scale_acts_on_and_the_shift_is_removed(whole):
+    rng = np.random.default_rng(4)
+    n, genes = 3000, 200
+    types, scale = rng.normal(0, 1, (3, genes)), np.exp(rng.normal(0, 0.3, (3, genes)))
+    kind, sample = rng.integers(0, 3, (2, n))
+    noise = rng.normal(0, 1, (n, genes))
+    x = (types[kind] + noise) * scale[sample] if whole else types[kind] + noise * scale[sample]
+    x += rng.normal(0, 0.8, (3, genes))[sample]
+    found = standardize(Moments.by_group(x, sample, 3, np.eye(3)[kind]))
+    assert_allclose(found.scales_states, float(whole), atol=1e-6)
+
+    def between(values):
+        means = np.array(
+            [[values[(kind == k) & (sample == s)].mean(axis=0) for s in range(3)] for k in range(3)]
+        )
+        return np.abs(means - means.mean(axis=1, keepdims=True)).mean()
+
+    adata = AnnData(x, obs={"sample": np.array(list("abc"))[sample]})
+    bioren.pp.bridge(adata, "sample")
+    assert between(adata.layers["bioren"]) < 0.08 * between(x)

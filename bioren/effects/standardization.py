@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.special import expit
 
 from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
@@ -36,6 +35,9 @@ __all__ = [
 #: A sample of which a smaller share lives in states of others is not compared with them.
 MIN_OVERLAP = 0.05
 
+#: So often states are weighed anew by what was not explained in them.
+REWEIGHTED = 5
+
 #: Ties between samples weaker than this share of the strongest count as none.
 RESOLUTION = 1e-9
 
@@ -53,9 +55,9 @@ class Standardized(NamedTuple):
     standard_error
         Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
     scales_states
-        Probability that a sample's ratios of spreads hold for the differences between its states
-        as well, so that all of its expression is scaled, and not the noise within states alone;
-        shape ``(samples,)``.
+        Relative likelihood that a sample's ratios of spreads hold for the differences between its
+        states as well, so that all of its expression is scaled, and not the noise within states
+        alone; in [0, 1], shape ``(samples,)``.
     overlap
         Share of each sample that lives in states which other samples have too, in [0, 1], shape
         ``(samples,)``.  Below `MIN_OVERLAP` a sample's effect cannot be told from its
@@ -163,9 +165,10 @@ def standardize_onto(
 
     reference = profile.whole()
     ratio = np.where(compared, ratio, 1.0)
-    scales = _scales_states(by_state, shift, ratio, level=known.mean, within=within)
     samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
-    return Standardized(samples, reference, np.sqrt(squared @ within), scales, overlap)
+    # States that come from elsewhere do not tell what a sample's scale acts on.
+    everything = np.ones(len(cells))
+    return Standardized(samples, reference, np.sqrt(squared @ within), everything, overlap)
 
 
 def _scales_states(
@@ -176,21 +179,35 @@ def _scales_states(
     level: StatesByGenes,
     within: StatesByGenes,
 ) -> PerSample:
-    """Return the probability that ratios of spreads hold for differences between states, too.
+    """Return the relative likelihood that ratios of spreads hold between states, too.
 
     If they do, the means of a sample's states differ r times as much as the reference's; if the
-    noise alone is scaled, just as much.  Both are equally likely beforehand, and the likelihoods of
-    normal errors of the means, over genes and states, decide.
+    noise alone is scaled, just as much.  The likelihood of the former, by normal errors of the
+    means over genes and states, is divided by the larger of both: 1 unless the data speak against
+    it, as where there is one state.  What neither explains in a state, such as a type that the
+    reference lacks, counts as error there (quasi-likelihood, McCullagh 1983).
     """
-    scaled = np.empty(len(shift))
+    scaled = np.ones(len(shift))
+    varies = within > 0  # states x genes
+    n_known = max(float(by_state.count.sum()), 1.0)
     for sample, cells in enumerate(by_state.count):
-        center = (cells @ level) / np.maximum(cells.sum(), TINY)
-        between = level - center  # states x genes, in the reference
+        error2 = np.where(varies, within, 1.0) / np.maximum(cells, 1)[:, None]
+        # The ratio itself is as uncertain as one of normal values.
+        error2_of_r = ratio[sample] * (1 / max(cells.sum(), 1.0) + 1 / n_known) / 2
         difference = by_state.mean[sample] - shift[sample] - level
-        difference = difference - (cells @ difference) / np.maximum(cells.sum(), TINY)
-        expected = (np.sqrt(ratio[sample]) - 1) * between
-        information = cells[:, None] * (within > 0) / np.where(within > 0, within, 1.0)
-        scaled[sample] = expit(np.sum(information * expected * (difference - expected / 2)))
+        dispersion = np.ones(len(cells))
+        for _ in range(REWEIGHTED):
+            part = cells / dispersion / np.maximum(np.sum(cells / dispersion), TINY)
+            between, left = level - part @ level, difference - part @ difference
+            added = error2_of_r * np.square(between)
+            alone = np.sum(varies * np.square(left) / error2, axis=1)
+            left = left - (np.sqrt(ratio[sample]) - 1) * between
+            whole = np.sum(varies * np.square(left) / (error2 + added), axis=1)
+            explained = np.minimum(alone, whole) / np.maximum(1, varies.sum(axis=1))
+            dispersion = np.maximum(1.0, explained)
+        wider = np.sum(varies * np.log1p(added / error2), axis=1)
+        log_ratio = np.sum((cells > 0) * ((alone - whole) / dispersion - wider)) / 2
+        scaled[sample] = np.exp(min(log_ratio, 0.0))
     return scaled
 
 
