@@ -112,8 +112,8 @@ def integrate(
     rng
         Seed or generator; the same seed gives the same result on the same machine.
     training
-        Whether and how to train a network; None: the embedding are principal components of bridged
-        expression, corrected by state.  See `bioren.RenormAutoencoder`.
+        Whether and how to train a network; None: the embedding is made of principal components of
+        bridged expression, corrected by state.  See `bioren.RenormAutoencoder`.
     save_model
         File to write the fitted model to, for `map_query` and `bioren.load`; it is written before
         `adata` is changed, and must not exist.

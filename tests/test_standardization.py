@@ -7,7 +7,9 @@ from numpy.testing import assert_allclose
 
 import bioren
 from bioren import AffineBridge, Moments
+from bioren.adata.record import read_effects
 from bioren.effects.alignment import Removal, align, compare
+from bioren.effects.sizes import clipped
 from bioren.effects.standardization import MIN_OVERLAP, standardize
 from bioren.effects.states import CellFacts
 
@@ -288,3 +290,31 @@ def test_it_is_told_what_a_samples_scale_acts_on_and_the_shift_is_removed(whole)
     adata = AnnData(x, obs={"sample": np.array(list("abc"))[sample]})
     bioren.pp.bridge(adata, "sample")
     assert between(adata.layers["bioren"]) < 0.08 * between(x)
+
+
+def test_genes_that_are_silent_in_some_states_do_not_decide_what_a_scale_acts_on():
+    rng = np.random.default_rng(0)
+    n, genes, kinds = 2000, 300, 5
+    rate = rng.gamma(2, 0.5, (kinds, genes))
+    rate[:, :30] = np.where(np.arange(30) % kinds == np.arange(kinds)[:, None], 4.0, 4e-3)
+    kind, sample = rng.integers(0, kinds, n), rng.integers(0, 2, n)
+    x = np.log1p(rng.poisson(rate[kind]))
+    center = np.array([x[kind == k].mean(axis=0) for k in range(kinds)])[kind]
+    x = np.where((sample == 1)[:, None], center + 1.5 * (x - center), x)  # the noise alone
+    found = standardize(Moments.by_group(x, sample, 2, np.eye(kinds)[kind]))
+    assert_allclose(found.scales_states, 0, atol=1e-3)
+
+
+def test_limits_are_judged_by_what_can_be_removed():
+    rng = np.random.default_rng(1)
+    kind, sample = rng.integers(0, 3, 1500), rng.integers(0, 2, 1500)
+    noise = rng.normal(0, 1, (1500, 60)) * np.where(sample == 1, 6.0, 1.0)[:, None]
+    x = rng.normal(0, 8, (3, 60))[kind] + noise
+    adata = AnnData(x, obs={"sample": np.array(list("ab"))[sample]})
+    bioren.pp.bridge(adata, "sample")
+    effects = read_effects(adata, "bioren")
+    assert_allclose(effects.scales_states, 0, atol=1e-3)
+    of_r, _ = clipped(
+        effects.removable_r, effects.d, effects.standard_error_d, settings=effects.settings
+    )
+    assert_allclose(of_r, 0)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bioren._version import __version__
 from bioren.arrays.groups import Batches, BatchKey
-from bioren.arrays.shapes import CountPerSample, PerDim, SamplesByGenes
+from bioren.arrays.shapes import CountPerSample, PerDim, PerSample, SamplesByGenes
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
 
@@ -51,6 +51,8 @@ class Effects(NamedTuple):
         Number of cells, shape ``(samples,)``.
     r, d, standard_error_r, standard_error_d, removed
         As in `bioren.effects.alignment.Alignment`, shape ``(samples, genes)``.
+    scales_states
+        As in `bioren.effects.alignment.Alignment`, shape ``(samples,)``.
     standardized
         Whether samples were compared within cell states, and not by their plain moments.
     settings
@@ -68,9 +70,15 @@ class Effects(NamedTuple):
     standard_error_r: SamplesByGenes
     standard_error_d: SamplesByGenes
     removed: SamplesByGenes
+    scales_states: PerSample
     standardized: bool
     settings: Mapping[str, Any]
     version: str
+
+    @property
+    def removable_r(self) -> SamplesByGenes:
+        """Return what of r a line through all of a sample's cells may remove."""
+        return self.r ** self.scales_states[:, None]
 
     def table(self) -> pd.DataFrame:
         """Return a row per sample and gene, with the columns of `bioren.tl.batch_effects`."""
@@ -115,6 +123,7 @@ def write_record(
     }
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)
+    record["scales_states"] = alignment.scales_states
     adata.uns[key] = record
 
 
@@ -147,6 +156,8 @@ def read_effects(adata: AnnData, key: str) -> Effects:
         samples=samples,
         genes=genes,
         cells=np.asarray(record["cells"]),
+        # Earlier versions took every sample to be scaled as a whole.
+        scales_states=np.asarray(record.get("scales_states", np.ones(len(samples)))),
         standardized=bool(settings.get("standardize", True)),
         settings=settings,
         version=str(record.get("version", "unknown")),

@@ -81,6 +81,10 @@ class Alignment(NamedTuple):
     standard_error_r, standard_error_d
         Of `r` and of `d`.  That of `r` is what normal values would have:
         ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells.
+    scales_states
+        How far `r` holds for the differences between a sample's states, in [0, 1], ``(samples,)``:
+        `r` to this power is what can be removed; see
+        `bioren.effects.standardization.Standardized`.
     overlap
         Share of each sample that lives in states which other samples have too, ``(samples,)``.
     overlap_before
@@ -100,6 +104,7 @@ class Alignment(NamedTuple):
     d: SamplesByGenes
     standard_error_r: SamplesByGenes
     standard_error_d: SamplesByGenes
+    scales_states: PerSample
     overlap: PerSample
     overlap_before: PerSample
     removed: SamplesByGenes
@@ -299,6 +304,7 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
         d=d,
         standard_error_r=r * np.sqrt((1 / samples.count[:, None] + 1 / reference.count) / 2),
         standard_error_d=error / spread,
+        scales_states=scales_states,
         overlap=overlap,
         overlap_before=overlap,
         removed=np.divide(d - d_kept, d, out=np.zeros_like(d), where=d != 0),

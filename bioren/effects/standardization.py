@@ -35,6 +35,9 @@ __all__ = [
 #: A sample of which a smaller share lives in states of others is not compared with them.
 MIN_OVERLAP = 0.05
 
+#: Of a gene's variance in all states, the least that counts in one of them.
+SILENT = 0.1
+
 #: So often states are weighed anew by what was not explained in them.
 REWEIGHTED = 5
 
@@ -191,7 +194,11 @@ def _scales_states(
     varies = within > 0  # states x genes
     n_known = max(float(by_state.count.sum()), 1.0)
     for sample, cells in enumerate(by_state.count):
-        error2 = np.where(varies, within, 1.0) / np.maximum(cells, 1)[:, None]
+        # A state in which a gene is silent knows its mean no better than a tenth of the variance
+        # elsewhere: what is left there comes from the other states.
+        typical = (cells / max(cells.sum(), TINY)) @ within
+        error2 = np.where(varies, np.maximum(within, SILENT * typical), 1.0)
+        error2 = error2 / np.maximum(cells, 1)[:, None]
         # The ratio itself is as uncertain as one of normal values.
         error2_of_r = ratio[sample] * (1 / max(cells.sum(), 1.0) + 1 / n_known) / 2
         difference = by_state.mean[sample] - shift[sample] - level

@@ -42,7 +42,7 @@ class RenormAutoencoder:
        comparing samples within cell states (`bioren.effects.alignment`).
     2. An autoencoder of bridged expression, which starts as its principal components, embeds
        the cells; its decoder knows the samples by learned bridges
-        (`bioren.network.bridge_network`).
+       (`bioren.network.bridge_network`).
     3. The conditional bridge removes what still differs between samples within a cell state of
        the embedding, and what goes with a cell's depth: the number of genes detected in it, and
        covariates that the caller names (`bioren.effects.states`).

@@ -60,7 +60,7 @@ STATES = {
 }
 #: Tables of an alignment by sample and gene, and by sample.
 BY_GENE = ("r", "d", "standard_error_r", "standard_error_d", "removed")
-BY_SAMPLE = ("overlap", "overlap_before")
+BY_SAMPLE = ("overlap", "overlap_before", "scales_states")
 
 
 def save(fitted: Fitted, path: str | Path, *, rng: object = None, overwrite: bool = False) -> None:
@@ -320,7 +320,10 @@ def _own(stored: Stored, names: list[str], population: Population) -> OwnSamples
     n_samples, n_genes = len(names), len(population.genes)
     part = stored.part("alignment")
     tables: dict[str, Any] = {name: part.array(name, n_samples, n_genes) for name in BY_GENE}
-    tables |= {name: part.array(name, n_samples) for name in BY_SAMPLE}
+    # Older files took every sample to be scaled as a whole.
+    missing = {"scales_states": np.ones(n_samples)} if "scales_states" not in part.arrays else {}
+    tables |= {name: part.array(name, n_samples) for name in BY_SAMPLE if name not in missing}
+    tables |= missing
     for name in ("bridges", "full"):
         scale, shift = (part.array(f"{name}/{of}", n_samples, n_genes) for of in ("scale", "shift"))
         tables[name] = AffineBridge(scale, shift)

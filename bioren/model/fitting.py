@@ -66,7 +66,7 @@ def fit(
     rng
         Source of all randomness.
     maps
-        Whether the model is to map queries, and score them.
+        Whether the model is to map queries, and score them; without, scores are NaN.
 
     Returns
     -------

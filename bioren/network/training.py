@@ -60,7 +60,8 @@ class TrainingOptions(NamedTuple):
     probe
         Share of the epochs after which training goes on only if it was of use so far: if held-out
         cells are described better than by the principal components, by more than two standard
-        errors.  Else the components stay.  0 trains on in any case.
+        errors.  Else the components stay.  0 trains on in any case; nor is it asked where
+        `patience` ends the training before.
     batch_size
         Cells per step.
     learning_rate, weight_decay
@@ -225,7 +226,8 @@ def train(
     best, best_state = history[0], copy.deepcopy(network.state_dict())
     start, start_state = best, best_state
     probed = math.ceil(options.probe * max_epochs)
-    with tqdm(total=max_epochs, desc="training", unit="epoch", disable=not options.progress) as bar:
+    silent = not options.progress or max_epochs == 0
+    with tqdm(total=max_epochs, desc="training", unit="epoch", disable=silent) as bar:
         for epoch in range(1, max_epochs + 1):
             network.train()
             losses = []

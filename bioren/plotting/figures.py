@@ -209,9 +209,9 @@ def limits(
     ax = ax or _new_axes(len(effects.samples), 7.0)
     most = effects.settings.get("max_removed", (np.inf, np.inf))[0 if of == "r" else 1]
     values = np.abs(effects.d) if of == "d" else effects.r
-    held_back = clipped(effects.r, effects.d, effects.standard_error_d, settings=effects.settings)[
-        of == "d"
-    ]
+    held_back = clipped(
+        effects.removable_r, effects.d, effects.standard_error_d, settings=effects.settings
+    )[of == "d"]
 
     coordinates = np.arange(len(effects.samples))
     low, first, median, third, high = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99], axis=1)

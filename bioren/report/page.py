@@ -163,7 +163,9 @@ def _summary(
     effects: Effects, sizes: EffectSizes, diagnosis: pd.DataFrame | None
 ) -> list[dict[str, Any]]:
     """Return a row per sample."""
-    of_r, of_d = clipped(effects.r, effects.d, effects.standard_error_d, settings=effects.settings)
+    of_r, of_d = clipped(
+        effects.removable_r, effects.d, effects.standard_error_d, settings=effects.settings
+    )
     columns: dict[str, Any] = {
         "sample": effects.samples,
         "cells": effects.cells,
@@ -236,8 +238,10 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
                 height,
             ),
         )
-    after = effects.settings.get("embedding", "X_bioren")
-    if after in adata.obsm:
+    # Records of pp.bridge have no embedding, those of earlier versions one of this name.
+    known = "X_bioren" if "n_latent" in effects.settings else None
+    after = effects.settings.get("embedding", known)
+    if after is not None and after in adata.obsm:
         yield Plot(
             "The cells before and after",
             "Each point is a cell, colored by sample, along two principal components of the "
@@ -255,7 +259,8 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
         yield Plot(
             "Training of the embedding",
             "Reconstruction error by epoch. Epoch 0 is the start, the principal components; the "
-            "network stays there where training does not lower the error of held-out cells.",
+            "network stays there where training does not lower the error of held-out cells beyond "
+            "chance.",
             "Reconstruction error of training and held-out cells by epoch.",
             *_image(lambda ax: plotting.training_history(adata, key=key, ax=ax), 6.0, 3.6),
         )
