@@ -191,7 +191,7 @@ def integrate(
     )
     if save_model is not None:
         check_target(Path(save_model))
-    placement = model.fit_study(read_study(adata, design), maps=save_model is not None)
+    placement = model.fit_study(read_study(adata, design), scored=save_model is not None)
     fitted = model.fitted_
     results = fitted.apply(placement, decoded=decoded)
     settings = {

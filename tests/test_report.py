@@ -383,3 +383,9 @@ def test_cells_are_drawn_by_the_embedding_whatever_its_name(quick):
     adata = simulate((60, 40, 12))
     bioren.tl.integrate(adata, "sample", key_added="X_joined", training=quick, progress=False)
     assert "The cells before and after" in render(adata)
+
+
+def test_sections_are_named_for_screen_readers(page):
+    headings = set(re.findall(r'<h2 id="(\w+)"', page))
+    assert headings <= set(re.findall(r'<section aria-labelledby="(\w+)"', page))
+    assert len(headings) > 3

@@ -137,10 +137,8 @@ def map_scarches(query, reference, fitted):
 
 def fit_bioren(reference, seed):
     import bioren
-    from bioren.network.training import TrainingOptions
 
-    options = TrainingOptions(progress=False)
-    model = bioren.RenormAutoencoder(rng=seed, training=options).fit(reference, "batch")
+    model = bioren.RenormAutoencoder(rng=seed).fit(reference, "batch")
     model.learn_labels(reference, "cell_type")
     return Reference(model, model.embed(reference))
 

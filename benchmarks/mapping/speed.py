@@ -33,10 +33,9 @@ def main() -> None:
     path = named_or_main(options.file, parser)
 
     import bioren
-    from bioren.network.training import TrainingOptions
 
     reference = resampled(path, 10_000)
-    model = bioren.RenormAutoencoder(training=TrainingOptions(progress=False))
+    model = bioren.RenormAutoencoder()
     model.fit(reference, "batch").learn_labels(reference, "cell_type")
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,7 @@ __all__ = [
     "read_effects",
     "read_history",
     "read_mapping_score",
+    "with_kept",
     "write_fit",
     "write_mapping_score",
     "write_record",
@@ -180,10 +181,14 @@ def read_history(adata: AnnData, key: str) -> pd.DataFrame:
             "use_rep); bioren.pp.bridge trains nothing."
         )
         raise KeyError(msg)
-    table = pd.DataFrame({name: np.asarray(values) for name, values in history.items()})
-    if "kept" not in table:  # written before training could be judged halfway
-        table["kept"] = table.index == table["held_out"].idxmin()
-    return table
+    return with_kept(pd.DataFrame({name: np.asarray(of) for name, of in history.items()}))
+
+
+def with_kept(history: pd.DataFrame) -> pd.DataFrame:
+    """Return a history with the column that earlier versions did not write: the best was kept."""
+    if "kept" in history:
+        return history
+    return history.assign(kept=history.index == history["held_out"].idxmin())
 
 
 def write_fit(

@@ -164,18 +164,18 @@ class RenormAutoencoder:
         self.fit_study(read_study(adata, design))
         return self
 
-    def fit_study(self, study: Study, *, maps: bool = True) -> Placement:
+    def fit_study(self, study: Study, *, scored: bool = True) -> Placement:
         """Fit what was read already, and return its cells as the network has placed them.
 
         A model that was fitted before stays whole if this fails.
 
         Parameters
         ----------
-        study, maps
+        study, scored
             See `bioren.model.fitting.fit`.
         """
         rng = np.random.default_rng(self.rng)
-        self.fitted_, placement = fit(study, self.settings, rng, maps=maps)
+        self.fitted_, placement = fit(study, self.settings, rng, scored=scored)
         return placement
 
     @property

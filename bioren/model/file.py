@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bioren.adata.record import with_kept
 from bioren.adata.study import Columns
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import Positions, SamplesByStates
@@ -344,8 +345,7 @@ def _own(stored: Stored, names: list[str], population: Population) -> OwnSamples
     )
     if "history/kept" in stored.arrays:
         history["kept"] = stored.array("history/kept", None, kind="b")
-    else:  # written before training could be judged halfway
-        history["kept"] = history.index == history["held_out"].idxmin()
+    history = with_kept(history)
     expression = ExpressionBridge(alignment.bridges.scale, shift)
     return OwnSamples(names, alignment, expression, Diagnosis(**diagnosis), history)
 

@@ -53,7 +53,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def fit(
-    study: Study, settings: Settings, rng: np.random.Generator, *, maps: bool = True
+    study: Study, settings: Settings, rng: np.random.Generator, *, scored: bool = True
 ) -> tuple[Fitted, Placement]:
     """Find bridges, network and states.
 
@@ -65,8 +65,8 @@ def fit(
         See `Settings`.
     rng
         Source of all randomness.
-    maps
-        Whether the model is to map queries, and score them; without, scores are NaN.
+    scored
+        Whether the model is to map queries and score them; without, scores are NaN.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def fit(
         x=variable,
         facts=facts,
         placed=placed,
-        scored=maps,
+        scored=scored,
         rng=rng,
     )
     signed = cells.values.negative
