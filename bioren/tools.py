@@ -480,7 +480,8 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             The sample's number of cells.
         ``overlap_before``, ``overlap``
             Share of the sample in cell states that other samples have too, before correction and
-            after it.  Near 0: nothing to compare it with.
+            after it.  Near 0: nothing to compare it with.  Where the share is small but makes up
+            much of another sample, the geometric mean of both shares, if that is larger.
         ``unmatched``
             Share of the sample in states of the embedding that it has for itself.  They keep
             their place; a type that should be shared and is not was not integrated.

@@ -10,7 +10,7 @@ from bioren import AffineBridge, Moments
 from bioren.adata.record import read_effects
 from bioren.effects.alignment import Removal, align, compare
 from bioren.effects.sizes import clipped
-from bioren.effects.standardization import MIN_OVERLAP, standardize
+from bioren.effects.standardization import MIN_OVERLAP, overlap_of, standardize
 from bioren.effects.states import CellFacts
 
 seeds = st.integers(0, 2**32 - 1)
@@ -318,3 +318,44 @@ def test_limits_are_judged_by_what_can_be_removed():
         effects.removable_r, effects.d, effects.standard_error_d, settings=effects.settings
     )
     assert_allclose(of_r, 0)
+
+
+@given(st.integers(1, 200), st.integers(1, 4), st.floats(0.01, 1))
+def test_overlap_of_samples_alike_in_composition_does_not_depend_on_their_sizes(n, ratio, share):
+    part = np.array([share, 1.0, 0.5])
+    count = n * np.vstack([part, part * 10.0**ratio])
+    assert (overlap_of(count) >= 0.5 - 1e-12).all()
+
+
+def test_a_tissue_that_holds_the_one_type_of_another_sample_overlaps_with_it():
+    tissue, sorted_cells = [10_000.0, 200.0], [0.0, 200.0]
+    found = overlap_of(np.array([tissue, sorted_cells]))
+    assert found[0] > MIN_OVERLAP
+    assert found[1] > 0.9
+
+
+def test_samples_of_which_each_lives_by_itself_do_not_overlap():
+    leak = 0.001  # shares in states are soft
+    found = overlap_of(np.array([[20_000.0, 20_000 * leak], [20 * leak, 20.0]]))
+    assert found[0] < MIN_OVERLAP
+
+
+@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("reference", [None, [True, False], [False, True]])
+def test_a_small_sample_is_corrected_beside_a_large_one(n, reference):
+    # Four types in equal shares, states by type: the fewer cells are 1 % of all.
+    rng = np.random.default_rng(n)
+    level, shift = rng.normal(0, 2, (4, 200)), rng.normal(0, 0.7, 200)
+    codes = np.repeat([0, 1], [n, 2000])
+    kind = np.arange(len(codes)) % 4
+    x = level[kind] + rng.normal(0, 0.7, (len(codes), 200)) + np.outer(codes == 0, shift)
+    states = np.eye(4)[kind] @ np.kron(
+        np.eye(4), np.full((1, 15), 1 / 15)
+    )  # 60, as many as cells need
+    by_state = Moments.by_group(x, codes, 2, states)
+    found = compare(
+        standardize(by_state, None if reference is None else np.array(reference)), Removal()
+    )
+    corrected = [found.bridges[s].apply(x[codes == s]).mean(axis=0) for s in (0, 1)]
+    left = np.sqrt(np.mean(np.square(corrected[0] - corrected[1])))
+    assert left < 0.25 * np.sqrt(np.mean(np.square(shift)))

@@ -86,7 +86,8 @@ class Alignment(NamedTuple):
         `r` to this power is what can be removed; see
         `bioren.effects.standardization.Standardized`.
     overlap
-        Share of each sample that lives in states which other samples have too, ``(samples,)``.
+        How far each sample and others live in the same states, ``(samples,)``; see
+        `bioren.effects.standardization.overlap_of`.
     overlap_before
         The same before anything is corrected.
     removed

@@ -57,8 +57,9 @@ class Diagnosis(NamedTuple):
     Attributes
     ----------
     overlap_before, overlap
-        Share of the sample in states that other samples have too, before correction and in the
-        last comparison of samples, which is made between corrected genes.
+        How far the sample and others live in the same states, before correction and in the last
+        comparison of samples, which is made between corrected genes; see
+        `bioren.effects.standardization.overlap_of`.
     unmatched
         Share of the sample in states of the embedding that no other sample shares, after
         correction.

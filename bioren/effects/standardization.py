@@ -32,7 +32,7 @@ __all__ = [
     "standardize_onto",
 ]
 
-#: A sample of which a smaller share lives in states of others is not compared with them.
+#: A sample that overlaps less with the others, by states, is not compared with them.
 MIN_OVERLAP = 0.05
 
 #: Of a gene's variance in all states, the least that counts in one of them.
@@ -62,9 +62,9 @@ class Standardized(NamedTuple):
         states as well, so that all of its expression is scaled, and not the noise within states
         alone; in [0, 1], shape ``(samples,)``.
     overlap
-        Share of each sample that lives in states which other samples have too, in [0, 1], shape
-        ``(samples,)``.  Below `MIN_OVERLAP` a sample's effect cannot be told from its
-        composition: it counts as having none.
+        How far a sample and others live in the same states, in [0, 1], shape ``(samples,)``; see
+        `overlap_of`.  Below `MIN_OVERLAP` a sample's effect cannot be told from its composition:
+        it counts as having none.
     """
 
     samples: Moments
@@ -226,18 +226,33 @@ def _as_if_shifted(
 
 
 def overlap_of(count: SamplesByStates, prior_cells: float = PRIOR_CELLS) -> PerSample:
-    """Return the share of each sample that lives in states which other samples have too.
+    """Return how far each sample and others live in the same states, in [0, 1].
+
+    Share of the sample that lives in states which the others have.  Where that is little but much
+    for one of them, as of a tissue beside cells of one sorted type, it is the geometric mean of
+    the shares that either has in states of the other (Ochiai 1957), if this is larger.
 
     Parameters
     ----------
     count
         Cells by sample and state, shape ``(samples, states)``.
     prior_cells
-        A state in which the others have so many cells counts half.
+        A state in which the others have so many cells counts half; where they would have fewer
+        with the sample's own composition, so many.
     """
-    others = count.sum(axis=0) - count  # samples x states
+    overlap = _share_in(count, count.sum(axis=0) - count, prior_cells)
+    each = [_share_in(count, np.broadcast_to(one, count.shape), prior_cells) for one in count]
+    share = np.stack(each, axis=1)  # of a sample in states of another; samples x samples
+    mutual = np.sqrt(share * share.T)
+    np.fill_diagonal(mutual, 0)
+    return np.maximum(overlap, mutual.max(axis=1))
+
+
+def _share_in(count: SamplesByStates, there: SamplesByStates, prior_cells: float) -> PerSample:
+    """Return the share of each sample that has counterparts `there`."""
     part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
-    return (part * others / (others + prior_cells)).sum(axis=1)
+    half = np.minimum(prior_cells, part * there.sum(axis=1, keepdims=True))
+    return np.sum(part * there / np.maximum(there + half, TINY), axis=1)
 
 
 def _squared_errors(
