@@ -444,10 +444,11 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
             standardized to the reference's composition of cell states.
         ``standard_error_r``, ``standard_error_d``
-            Of ``r`` and of ``d``.  That of ``r`` is what normal values would have,
-            ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells: too
-            small for genes that few cells express, too large where the sample makes up much of
-            the reference.
+            Of ``r`` and of ``d``; larger for genes that few cells express, by the measured
+            variance of squared deviations within states (a model or record of an earlier version
+            may hold what normal values would have,
+            ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``).  Too large where the sample makes
+            up much of the reference.
         ``standardized``
             Whether cells were compared within states; if not, the plain moments of samples were.
         ``removed``, ``kept``

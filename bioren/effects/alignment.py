@@ -20,12 +20,14 @@ from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
     CellsByStates,
+    PerGene,
     PerSample,
     Positions,
     SamplesByGenes,
 )
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.effects.clusters import sketched
+from bioren.effects.errors import variance_of_squares
 from bioren.effects.standardization import MIN_OVERLAP, Standardized, overlap_of, standardize
 from bioren.effects.state_profile import TABLE_ENTRIES
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
@@ -79,8 +81,7 @@ class Alignment(NamedTuple):
         ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
         shape ``(samples, genes)``.
     standard_error_r, standard_error_d
-        Of `r` and of `d`.  That of `r` is what normal values would have:
-        ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``, the n being numbers of cells.
+        Of `r` and of `d`, see `with_errors`.
     scales_states
         How far `r` holds for the differences between a sample's states, in [0, 1], ``(samples,)``:
         `r` to this power is what can be removed; see
@@ -120,6 +121,25 @@ class Alignment(NamedTuple):
         some: dict[str, Any] = {name: getattr(self, name)[:, index] for name in by_gene}
         samples, reference = self.samples.of_genes(index), self.reference.of_genes(index)
         return self._replace(samples=samples, reference=reference, **some)
+
+    def with_errors(self, variance: PerGene) -> Alignment:
+        """Return the same with standard errors for values that are not normal.
+
+        By the delta method, the standard deviation of n cells has the relative squared error
+        ``variance / (4 n)``; `r` has those of both sides, and `d` that of its unit.
+
+        Parameters
+        ----------
+        variance
+            Relative variance of squared deviations, shape ``(genes,)``; see
+            `bioren.effects.errors.variance_of_squares`.
+        """
+        of_unit = variance / (4 * self.reference.count)
+        of_sample = variance / (4 * self.samples.count[:, None])
+        return self._replace(
+            standard_error_r=self.r * np.sqrt(of_sample + of_unit),
+            standard_error_d=np.sqrt(self.standard_error_d**2 + self.d**2 * of_unit),
+        )
 
 
 def align(
@@ -164,11 +184,24 @@ def align(
     facts = facts._replace(covariates=None)
     codes = facts.codes
     whole = Moments.by_group(x, codes, n_samples)
-    alignment = compare(standardize(whole[:, None], in_reference), removal)
-    if iterations == 0:
-        return alignment
-    some, genes = variable or (x, np.arange(x.shape[1]))
+    plain = standardize(whole[:, None], in_reference)
+    alignment = compare(plain, removal)
     sketch = sketched(codes, n_samples, rng, labels=facts.labels)
+    x_of_sketch = gather_rows(x, sketch)
+
+    def with_errors(standardized: Standardized, share: CellsByStates) -> Alignment:
+        variance = variance_of_squares(
+            x_of_sketch,
+            codes[sketch],
+            share[sketch],
+            bridges=alignment.full,
+            profile=standardized.profile,
+        )
+        return alignment.with_errors(variance)
+
+    if iterations == 0:
+        return with_errors(plain, np.ones((len(codes), 1)))
+    some, genes = variable or (x, np.arange(x.shape[1]))
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
@@ -190,14 +223,14 @@ def align(
 
     # States are first sought in expression as it is, which tells types from samples.  Where an
     # effect is so strong that a sample is isolated, its plain moments are matched before.
-    plain = alignment.full[:, genes]
-    nothing = AffineBridge.identity(*plain.scale.shape)
+    match = alignment.full[:, genes]
+    nothing = AffineBridge.identity(*match.scale.shape)
     share = state_shares(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
     isolated = (overlap_before < ISOLATED)[:, None]
     if isolated.any():
         start = AffineBridge(
-            np.where(isolated, plain.scale, 1.0), np.where(isolated, plain.shift, 0.0)
+            np.where(isolated, match.scale, 1.0), np.where(isolated, match.shift, 0.0)
         )
         share = state_shares(start)
 
@@ -205,11 +238,14 @@ def align(
         if turn > 0:
             share = state_shares(alignment.full[:, genes])
         # The last turn alone compares all cells: before, the bridge serves to find states.
-        cells = np.arange(len(codes)) if turn == iterations - 1 else sketch
-        seen_genes = x if len(cells) == len(codes) else gather_rows(x, cells)
-        by_state = Moments.by_group(seen_genes, codes[cells], n_samples, share[cells])
-        alignment = compare(standardize(by_state, in_reference), removal)
-    return alignment._replace(overlap_before=overlap_before)
+        last = turn == iterations - 1
+        cells = np.arange(len(codes)) if last else sketch
+        by_state = Moments.by_group(
+            x if last else x_of_sketch, codes[cells], n_samples, share[cells]
+        )
+        standardized = standardize(by_state, in_reference)
+        alignment = compare(standardized, removal)
+    return with_errors(standardized, share)._replace(overlap_before=overlap_before)
 
 
 def warn_isolated(names: Sequence[str], alignment: Alignment) -> None:
@@ -272,7 +308,7 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     those from which the plain bridge to the reference leaves the sample ``r_kept`` and
     ``d_kept``.
     """
-    samples, reference, error, scales_states, overlap = standardized
+    samples, reference, error, scales_states, overlap, _ = standardized
     spread = reference.std() + (reference.std() == 0)  # a constant gene is compared in its units
     spread_there = np.where(samples.std() > 0, samples.std(), spread)
     r, d = renorm_terms(samples.mean, spread_there, reference.mean, spread)
@@ -300,10 +336,11 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     asked = removal.max_removed
     widest = None if asked is None else (max(MAX_REMOVED[0], asked[0]), math.inf)
     everything = source_of(*kept(trust, Removal(max_removed=widest)))
+    of_normal = (1 / samples.count[:, None] + 1 / reference.count) / 2
     return Alignment(
         r=r,
         d=d,
-        standard_error_r=r * np.sqrt((1 / samples.count[:, None] + 1 / reference.count) / 2),
+        standard_error_r=r * np.sqrt(of_normal),
         standard_error_d=error / spread,
         scales_states=scales_states,
         overlap=overlap,

@@ -65,6 +65,8 @@ class Standardized(NamedTuple):
         How far a sample and others live in the same states, in [0, 1], shape ``(samples,)``; see
         `overlap_of`.  Below `MIN_OVERLAP` a sample's effect cannot be told from its composition:
         it counts as having none.
+    profile
+        The reference population, state by state.
     """
 
     samples: Moments
@@ -72,6 +74,7 @@ class Standardized(NamedTuple):
     standard_error: SamplesByGenes
     scales_states: PerSample
     overlap: PerSample
+    profile: StateProfile
 
 
 def standardize(
@@ -122,9 +125,8 @@ def standardize(
     level = np.einsum("sk,skg->kg", share, by_state.mean - shift[:, None])
     within = np.einsum("sk,skg->kg", share, by_state.var())
     n_there = by_state.count[in_reference].sum(axis=0)
-    reference = StateProfile(
-        composition, Moments(n_there, level, n_there[:, None] * within)
-    ).whole()
+    profile = StateProfile(composition, Moments(n_there, level, n_there[:, None] * within))
+    reference = profile.whole()
 
     ratio = _variance_ratio(
         by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
@@ -133,7 +135,7 @@ def standardize(
     ratio = np.where(compared, ratio, 1.0)
     scales = _scales_states(by_state, shift, ratio, level=level, within=within)
     samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
-    return Standardized(samples, reference, np.sqrt(error2), scales, overlap)
+    return Standardized(samples, reference, np.sqrt(error2), scales, overlap, profile)
 
 
 def standardize_onto(
@@ -171,7 +173,8 @@ def standardize_onto(
     samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
     # States that come from elsewhere do not tell what a sample's scale acts on.
     everything = np.ones(len(cells))
-    return Standardized(samples, reference, np.sqrt(squared @ within), everything, overlap)
+    error = np.sqrt(squared @ within)
+    return Standardized(samples, reference, error, everything, overlap, profile)
 
 
 def _scales_states(

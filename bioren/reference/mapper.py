@@ -370,7 +370,7 @@ class Mapper:
             start=start.full,
             iterations=EMBEDDED_ITERATIONS,
         )
-        alignment = mapped.alignment._replace(overlap_before=start.overlap_before)
+        alignment = mapped.with_errors(x)._replace(overlap_before=start.overlap_before)
         placed = mapped.placed
         one = np.zeros(x.shape[0], dtype=np.intp)
 

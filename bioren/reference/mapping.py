@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bioren.arrays.blocks import gather_rows
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByCovariates, CellsByDims, Positions
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, compare
+from bioren.effects.errors import variance_of_squares
 from bioren.effects.standardization import standardize_onto
 from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import ConditionalBridge, PlacedQuery
@@ -24,6 +26,9 @@ __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 
 #: States are sought so many times, with a better bridge each time.
 ITERATIONS = 4
+
+#: Cells of a sample that tell how certain its effects are.
+SKETCH = 2000
 
 
 class Frame(NamedTuple):
@@ -65,12 +70,35 @@ class MappedSample(NamedTuple):
         The cells in their states, after what still differed within them was shifted away.
     by_state
         Groups ``(1, states)``: its moments as measured.
+    profile
+        The reference that it was compared with.
     """
 
     alignment: Alignment
     bridged: CellsByDims
     placed: PlacedQuery
     by_state: Moments
+    profile: StateProfile
+
+    def with_errors(self, x: Any) -> Alignment:
+        """Return the alignment with the standard errors that the sample's own values have.
+
+        Parameters
+        ----------
+        x
+            The expression that was mapped, shape ``(cells, genes)``; of many cells, some are taken
+            that are evenly spaced.
+        """
+        n_cells = x.shape[0]
+        some = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SKETCH)).astype(np.intp))
+        variance = variance_of_squares(
+            gather_rows(x, some),
+            np.zeros(len(some), dtype=np.intp),
+            self.placed.share[some],
+            bridges=self.alignment.full,
+            profile=self.profile,
+        )
+        return self.alignment.with_errors(variance)
 
 
 def map_sample(
@@ -122,7 +150,7 @@ def map_sample(
         bridge = alignment.full
         overlaps.append(alignment.overlap)
     alignment = alignment._replace(overlap_before=overlaps[0])
-    return MappedSample(alignment, bridged, placed, by_state)
+    return MappedSample(alignment, bridged, placed, by_state, frame.profile)
 
 
 def stack(alignments: list[Alignment]) -> Alignment:

@@ -212,11 +212,11 @@ class Population:
         removal
             How much is removed.
         """
-        found = [
-            self.place(gather_rows(x, np.flatnonzero(codes == sample)), columns, removal)
-            for sample in range(n_samples)
-        ]
-        return stack([one.alignment for one in found])
+        found = []
+        for sample in range(n_samples):
+            of_sample = gather_rows(x, np.flatnonzero(codes == sample))
+            found.append(self.place(of_sample, columns, removal).with_errors(of_sample))
+        return stack(found)
 
     def place(self, x: Any, columns: Positions, removal: Removal | None = None) -> MappedSample:
         """Map one sample in gene space.
