@@ -25,6 +25,7 @@ from bioren.arrays.shapes import (
     Positions,
     SamplesByGenes,
 )
+from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.effects.clusters import sketched
 from bioren.effects.errors import variance_of_squares
@@ -142,6 +143,7 @@ class Alignment(NamedTuple):
         )
 
 
+@with_one_blas_thread
 def align(
     x: Any,
     facts: CellFacts,

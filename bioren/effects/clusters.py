@@ -139,10 +139,13 @@ def diverse_clusters(
         objective = 0.0
         for block in np.array_split(rng.permutation(len(unit)), n_blocks):
             own = codes[block]
-            observed -= sample_sums(share[block], own, n_samples)
+            # By a matrix product, which sums so few cells sooner than `sample_sums`.
+            member = np.equal.outer(np.arange(n_samples), own).astype(unit.dtype)
+            observed -= member @ share[block]
             odds = _log_odds(observed, proportion, options.diversity)
-            share[block], log_sum = _shares(closeness[block] + odds.astype(unit.dtype)[own])
-            here = sample_sums(share[block], own, n_samples)
+            updated, log_sum = _shares(closeness[block] + odds.astype(unit.dtype)[own])
+            share[block] = updated
+            here = member @ updated
             objective += float(np.sum(here * odds) - log_sum)
             observed += here
         odds = _log_odds(observed, proportion, options.diversity)

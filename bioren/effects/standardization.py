@@ -131,7 +131,7 @@ def standardize(
     ratio = _variance_ratio(
         by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
     )
-    error2 = _squared_errors(by_state.count, weight, share, in_reference=in_reference) @ within
+    error2 = _squared_errors(by_state.count, weight, in_reference) @ within
     ratio = np.where(compared, ratio, 1.0)
     scales = _scales_states(by_state, shift, ratio, level=level, within=within)
     samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
@@ -259,24 +259,21 @@ def _share_in(count: SamplesByStates, there: SamplesByStates, prior_cells: float
 
 
 def _squared_errors(
-    count: SamplesByStates,
-    weight: SamplesByStates,
-    share: SamplesByStates,
-    *,
-    in_reference: BoolPerSample,
+    count: SamplesByStates, weight: SamplesByStates, in_reference: BoolPerSample
 ) -> SamplesByStates:
     """Return the shifts' squared errors in units of the variance within states.
 
     They are to be summed over the states.  A shift is found in the states that a sample shares
     with others, and there it is as uncertain as either side; the reference's variance stands for
-    both, as a sample of one cell has none of its own.
+    both, as a sample of one cell has none of its own.  Where a sample is part of the reference,
+    which is the mean over its samples, the reference moves along with it.
     """
     tie = weight * (1 - weight / np.maximum(weight.sum(axis=0), TINY))
     part = tie / np.maximum(tie.sum(axis=1, keepdims=True), TINY)
     there = count * in_reference[:, None]
     others = there.sum(axis=0) - there
-    # Where a sample is part of the reference, the reference moves along with it.
-    return (part * (1 - share)) ** 2 * (1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY))
+    moved = 1 - in_reference[:, None] / in_reference.sum()
+    return (part * moved) ** 2 * (1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY))
 
 
 def _sample_shifts(

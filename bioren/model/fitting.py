@@ -13,6 +13,7 @@ from bioren.arrays.components import Projection
 from bioren.arrays.groups import sample_sums
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByDims, CellsByStates, GenesByDims
+from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
 from bioren.effects.denoising import Denoiser, reliability
@@ -52,6 +53,7 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(msg)
 
 
+@with_one_blas_thread
 def fit(
     study: Study, settings: Settings, rng: np.random.Generator, *, scored: bool = True
 ) -> tuple[Fitted, Placement]:

@@ -21,6 +21,7 @@ from bioren.arrays.shapes import (
     PerCell,
     Positions,
 )
+from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.denoising import Denoiser
@@ -227,6 +228,7 @@ class Mapper:
             labels={},
         )
 
+    @with_one_blas_thread
     def map(
         self,
         x: Any,
