@@ -40,7 +40,9 @@ __all__ = [
     "Limits",
     "clip_terms",
     "kept_terms",
+    "mean_of_known",
     "mixed_terms",
+    "per_gene",
     "renorm_terms",
     "shrinkage",
 ]
@@ -135,7 +137,8 @@ def shrinkage(effect: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     effect, standard_error
-        Shape ``(..., genes)``; the last axis is pooled.
+        Shape ``(..., genes)``; the last axis is pooled.  A gene with an infinite error, of which
+        nothing is known, tells nothing of the others.
 
     Returns
     -------
@@ -147,9 +150,30 @@ def shrinkage(effect: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     Johnson, Li & Rabinovic (2007), *Biostatistics* 8:118.
     """
     error2 = np.square(standard_error)
-    tau2 = np.mean(np.square(effect) - error2, axis=-1, keepdims=True).clip(0)
+    tau2 = mean_of_known(np.square(effect) - error2, np.isfinite(error2)).clip(0)
     total = tau2 + error2
     return np.divide(tau2, total, out=np.ones_like(total), where=total > 0)
+
+
+def mean_of_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis, which stays with length 1, of what is known; else 0."""
+    if known.all():
+        return np.mean(values, axis=-1, keepdims=True)
+    total = np.sum(np.where(known, values, 0), axis=-1, keepdims=True)
+    return total / np.maximum(known.sum(axis=-1, keepdims=True), 1)
+
+
+def per_gene(count: Array, mean: Array) -> Array:
+    """Return numbers of cells in a shape that broadcasts with the genes' means.
+
+    Parameters
+    ----------
+    count
+        One number for all genes, shape ``(*groups,)``, or one for each, ``(*groups, genes)``.
+    mean
+        Shape ``(*groups, genes)``.
+    """
+    return count if count.ndim == mean.ndim else count[..., None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
@@ -178,12 +202,13 @@ class AffineBridge(Generic[Array]):
         """Build the bridge that carries `source` to `target`.
 
         A feature without spread on either side has no scale to compare: it is shifted, never
-        scaled, and stays finite.
+        scaled, and stays finite.  One that either side has not measured is left as it is.
 
         Parameters
         ----------
         source, target
-            Moments whose shapes broadcast; each must hold at least one cell.
+            Moments whose shapes broadcast; each must hold at least one cell, though not a value of
+            each feature.
         max_kept, max_removed, strength
             See `kept_terms`.  By default the source gets the target's mean and standard
             deviation exactly; ``max_kept=(inf, inf)`` or ``strength=0`` is the identity.
@@ -194,7 +219,7 @@ class AffineBridge(Generic[Array]):
             A population is empty, a limit lies out of range, or `strength` outside [0, 1].
         """
         for name, moments in (("source", source), ("target", target)):
-            if not (moments.count > 0).all():
+            if moments.count.ndim < moments.mean.ndim and not (moments.count > 0).all():
                 msg = f"{name} holds no cells; the bridge needs at least one on either side."
                 raise ValueError(msg)
         if not ((np.asarray(strength) >= 0).all() and (np.asarray(strength) <= 1).all()):
@@ -209,6 +234,10 @@ class AffineBridge(Generic[Array]):
         # target.mean + std_b * d_kept - scale * source.mean, in a form that is exactly 0 where
         # nothing is removed.
         shift = source.mean * (1 - scale) - std_b * (d - d_kept)
+        if any(of.count.ndim == of.mean.ndim for of in (source, target)):
+            there, known = (per_gene(of.count, of.mean) > 0 for of in (source, target))
+            measured = there & known
+            scale, shift = scale * measured + ~measured, shift * measured
         return cls(scale, shift)
 
     @classmethod

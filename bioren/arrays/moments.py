@@ -2,7 +2,8 @@
 
 Moments merge as if the cells had been pooled (Chan, Golub & LeVeque 1983), in double precision
 and without ever forming ``E[x**2] - E[x]**2``.  Leading axes hold groups: samples, or samples x
-states.  Implicit zeros of sparse matrices are counted and never filled in.
+states.  Implicit zeros of sparse matrices are counted and never filled in.  A value that is NaN was
+not measured: each gene is then counted by itself.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, Generic, Self
 import numpy as np
 from scipy import sparse
 
-from bioren.arrays.blocks import Block, check_matrix, row_blocks
+from bioren.arrays.blocks import Block, check_matrix, row_blocks, to_dense
 from bioren.arrays.shapes import (
+    BoolCellsByGenes,
+    CellsByGenes,
     CellsByStates,
     PerGene,
     PerState,
@@ -23,7 +26,7 @@ from bioren.arrays.shapes import (
     SampleCodes,
     StatesByGenes,
 )
-from bioren.bridge import Array
+from bioren.bridge import Array, per_gene
 
 __all__ = ["Moments"]
 
@@ -35,9 +38,10 @@ class Moments(Generic[Array]):
     Attributes
     ----------
     count
-        Number of cells, or sum of their weights; shape ``(*groups,)``.
+        Number of cells, or sum of their weights; shape ``(*groups,)``.  Where values are missing,
+        the cells that have one: shape ``(*groups, genes)``.
     mean
-        Shape ``(*groups, genes)``, float64; 0 where a group is empty.
+        Shape ``(*groups, genes)``, float64; 0 where nothing was measured.
     m2
         Sum of squared deviations from the mean, of the shape of `mean`.
 
@@ -48,11 +52,23 @@ class Moments(Generic[Array]):
     >>> merged = Moments.of(a).merge(Moments.of(b))
     >>> bool(np.allclose(merged.mean, np.vstack([a, b]).mean(axis=0)))
     True
+    >>> Moments.of(np.array([[1.0, np.nan], [2.0, 5.0]])).count
+    array([2., 1.])
     """
 
     count: Array
     mean: Array
     m2: Array
+
+    @property
+    def incomplete(self) -> bool:
+        """Return whether values are missing, so that each gene has a count of its own."""
+        return self.count.ndim == self.mean.ndim
+
+    @property
+    def count_per_gene(self) -> Array:
+        """Return `count` with an axis of genes, of length 1 unless values are missing."""
+        return per_gene(self.count, self.mean)
 
     @classmethod
     def of(cls, x: Any) -> Moments[Any]:
@@ -63,6 +79,7 @@ class Moments(Generic[Array]):
         x
             Shape ``(cells, genes)``: ndarray, SciPy sparse matrix, dask array, matrix of a
             backed AnnData (all read in blocks of rows), or torch tensor (stays on its device).
+            NaN stands for what was not measured.
 
         Raises
         ------
@@ -110,7 +127,10 @@ class Moments(Generic[Array]):
         for rows, block in row_blocks(x):
             share = np.ones((block.shape[0], 1)) if weights is None else weights[rows]
             for group, part, cells in _parts(block, codes[rows]):
-                total._add(group, cls._weighted(part, share[cells]))
+                found = cls._weighted(part, share[cells])
+                if found.incomplete and not total.incomplete:
+                    total = total._by_gene()
+                total._add(group, found)
         return total[:, 0] if weights is None else total
 
     @classmethod
@@ -122,6 +142,8 @@ class Moments(Generic[Array]):
     @classmethod
     def stacked(cls, parts: Sequence[Moments[np.ndarray]]) -> Moments[np.ndarray]:
         """Return the groups of all parts, one below the other along the first axis."""
+        if any(part.incomplete for part in parts):
+            parts = [part._by_gene() for part in parts]
         return Moments(
             np.concatenate([part.count for part in parts]),
             np.concatenate([part.mean for part in parts]),
@@ -130,11 +152,12 @@ class Moments(Generic[Array]):
 
     def merge(self, other: Moments[Array]) -> Self:
         """Return the moments of both sets of cells together."""
-        count = self.count + other.count
-        share = other.count / (count + (count == 0))
+        ours, theirs = self._counts(other)
+        count = ours + theirs
+        share = theirs / (count + (count == 0))
         difference = other.mean - self.mean
-        mean = self.mean + difference * share[..., None]
-        m2 = self.m2 + other.m2 + difference**2 * (self.count * share)[..., None]
+        mean = self.mean + difference * per_gene(share, difference)
+        m2 = self.m2 + other.m2 + difference**2 * per_gene(ours * share, difference)
         return type(self)(count, mean, m2)
 
     def moved(self, scale: Array, shift: Array) -> Self:
@@ -155,21 +178,18 @@ class Moments(Generic[Array]):
         ValueError
             `other` holds more cells than `self`.
         """
-        count = self.count - other.count
-        rounding = 1e-12 * self.count  # sums of weights seldom cancel to exactly nothing
+        ours, theirs = self._counts(other)
+        count = ours - theirs
+        rounding = 1e-12 * ours  # sums of weights seldom cancel to exactly nothing
         if (count < -rounding).any():
             msg = f"Cannot take {other.count} cells out of {self.count}."
             raise ValueError(msg)
         count = count * (count > rounding)
-        left = (count > 0)[..., None]
-        share = other.count / (count + (count == 0))
-        mean = (self.mean + (self.mean - other.mean) * share[..., None]) * left
-        spread = (
-            self.m2
-            - other.m2
-            - (other.mean - mean) ** 2
-            * (count * other.count / (self.count + (self.count == 0)))[..., None]
-        )
+        left = per_gene(count > 0, self.mean)
+        share = per_gene(theirs / (count + (count == 0)), self.mean)
+        mean = (self.mean + (self.mean - other.mean) * share) * left
+        between = per_gene(count * theirs / (ours + (ours == 0)), self.mean)
+        spread = self.m2 - other.m2 - (other.mean - mean) ** 2 * between
         return type(self)(count, mean, spread.clip(0) * left)
 
     def pooled(self) -> Self:
@@ -181,7 +201,7 @@ class Moments(Generic[Array]):
 
     def var(self, ddof: int = 0) -> Array:
         """Return the variance per gene; 0 where no more than `ddof` cells are there."""
-        cells = (self.count - ddof)[..., None]
+        cells = self.count_per_gene - ddof
         return self.m2 * (cells > 0) / (cells * (cells > 0) + (cells <= 0))
 
     def std(self, ddof: int = 0) -> Array:
@@ -194,7 +214,19 @@ class Moments(Generic[Array]):
 
     def of_genes(self, index: Any) -> Self:
         """Return the moments of the genes at `index` of the last axis."""
-        return type(self)(self.count, self.mean[..., index], self.m2[..., index])
+        count = self.count[..., index] if self.incomplete else self.count
+        return type(self)(count, self.mean[..., index], self.m2[..., index])
+
+    def _counts(self, other: Moments[Array]) -> tuple[Array, Array]:
+        """Return both counts, with an axis of genes if either has one."""
+        if self.incomplete == other.incomplete:
+            return self.count, other.count
+        return self.count_per_gene, other.count_per_gene
+
+    def _by_gene(self) -> Moments[np.ndarray]:
+        """Return the same with a count for each gene."""
+        count = np.broadcast_to(self.count_per_gene, self.mean.shape).copy()
+        return Moments(count, self.mean, self.m2)
 
     def _add(self, group: int, other: Moments[Array]) -> None:
         merged = self[group].merge(other)
@@ -210,14 +242,18 @@ class Moments(Generic[Array]):
         weights = weights.astype(np.float64, copy=False)
         count = weights.sum(axis=0)  # states
         center = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()  # genes
+        if np.isnan(center).any():  # so it is where a value is missing
+            x, center, measured = _without_missing(to_dense(x))
+            count = weights.T @ measured  # states x genes
         if sparse.issparse(x):
             first, second = _sparse_sums(x, center, weights, count=count)
         else:
             deviation = x - center
             first = weights.T @ deviation  # states x genes
             second = weights.T @ np.square(deviation, out=deviation)
-        offset = first / (count + (count == 0))[:, None]
-        mean = (center + offset) * (count > 0)[:, None]
+        some = per_gene(count, first)
+        offset = first / (some + (some == 0))
+        mean = (center + offset) * (some > 0)
         return Moments(count, mean, (second - first * offset).clip(0))
 
     @classmethod
@@ -228,7 +264,23 @@ class Moments(Generic[Array]):
         x = x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
         count = torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)
         mean = x.sum(dim=0) / count.clamp(min=1)
+        if mean.isnan().any():
+            measured = ~x.isnan()
+            count = measured.sum(dim=0).to(x.dtype)
+            mean = x.nansum(dim=0) / count.clamp(min=1)
+            x = x.where(measured, mean)
         return Moments(count, mean, (x - mean).square().sum(dim=0))
+
+
+def _without_missing(x: CellsByGenes) -> tuple[CellsByGenes, PerGene, BoolCellsByGenes]:
+    """Return values with each gene's mean where one is missing, the means, and what was measured.
+
+    Deviations from the means are then 0 where nothing was measured.
+    """
+    measured = ~np.isnan(x)
+    total = np.sum(x, axis=0, where=measured, dtype=np.float64)
+    mean = total / np.maximum(measured.sum(axis=0), 1)
+    return np.where(measured, x, mean), mean, measured
 
 
 def _sparse_sums(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 # Cells.
 CellsByGenes: TypeAlias = Float[np.ndarray, "cells genes"]
+BoolCellsByGenes: TypeAlias = Bool[np.ndarray, "cells genes"]
 CellsByVariable: TypeAlias = Float[np.ndarray, "cells variable"]
 CellsByDims: TypeAlias = Float[np.ndarray, "cells dims"]
 CellsByStates: TypeAlias = Float[np.ndarray, "cells states"]
@@ -33,7 +34,13 @@ SamplesByStatesByDims: TypeAlias = Float[np.ndarray, "samples states dims"]
 SamplesByStatesByCovariates: TypeAlias = Float[np.ndarray, "samples states covariates"]
 PerSample: TypeAlias = Float[np.ndarray, "samples"]
 CountPerSample: TypeAlias = Int[np.ndarray, "samples"]
+CountBySamplesAndGenes: TypeAlias = Int[np.ndarray, "samples genes"]
 BoolPerSample: TypeAlias = Bool[np.ndarray, "samples"]
+
+# Numbers of cells, and what follows from them: for all genes, or by gene where values are missing.
+ByStatesOrGenes: TypeAlias = Float[np.ndarray, "samples states *by_gene"]
+BySamplesOrGenes: TypeAlias = Float[np.ndarray, "samples *by_gene"]
+OfStatesOrGenes: TypeAlias = Float[np.ndarray, "states *by_gene"]
 
 # States.
 StatesByGenes: TypeAlias = Float[np.ndarray, "states genes"]

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bioren.arrays.blocks import gather_rows
+from bioren.arrays.blocks import gather_rows, row_blocks, stacked
 from bioren.arrays.components import Projection
-from bioren.arrays.groups import sample_sums
+from bioren.arrays.groups import TINY, sample_sums
+from bioren.arrays.missing import filled
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
@@ -82,7 +83,8 @@ class Alignment(NamedTuple):
         ``r = sd_sample / sd_reference``, ``d = (mean_sample - mean_reference) / sd_reference``;
         shape ``(samples, genes)``.
     standard_error_r, standard_error_d
-        Of `r` and of `d`, see `with_errors`.
+        Of `r` and of `d`, see `with_errors`; infinite where values are missing and a gene cannot be
+        compared.
     scales_states
         How far `r` holds for the differences between a sample's states, in [0, 1], ``(samples,)``:
         `r` to this power is what can be removed; see
@@ -135,11 +137,15 @@ class Alignment(NamedTuple):
             Relative variance of squared deviations, shape ``(genes,)``; see
             `bioren.effects.errors.variance_of_squares`.
         """
-        of_unit = variance / (4 * self.reference.count)
-        of_sample = variance / (4 * self.samples.count[:, None])
+        of_unit, of_sample = (
+            variance / (4 * np.maximum(of.count_per_gene, TINY))
+            for of in (self.reference, self.samples)
+        )
+        error_d = np.sqrt(self.standard_error_d**2 + self.d**2 * of_unit)
+        error_r = self.r * np.sqrt(of_sample + of_unit)
         return self._replace(
-            standard_error_r=self.r * np.sqrt(of_sample + of_unit),
-            standard_error_d=np.sqrt(self.standard_error_d**2 + self.d**2 * of_unit),
+            standard_error_r=np.where(np.isfinite(error_d), error_r, np.inf),
+            standard_error_d=error_d,
         )
 
 
@@ -162,6 +168,9 @@ def align(
     ----------
     x
         Expression on a log scale, shape ``(cells, genes)``, any kind that `row_blocks` reads.
+        NaN stands for a value that was not measured.  Where states are sought, and only there,
+        the sample's mean of the gene takes its place, or the reference's if the sample has none;
+        genes of which the reference has no value play no part there.
     facts
         Sample of each cell, in ``range(n_samples)``, each having a cell; and what labels there
         are.  Covariates play no part.
@@ -204,6 +213,12 @@ def align(
     if iterations == 0:
         return with_errors(plain, np.ones((len(codes), 1)))
     some, genes = variable or (x, np.arange(x.shape[1]))
+    if whole.incomplete:
+        # A gene that the reference lacks tells samples apart, and no states.
+        known = np.flatnonzero(alignment.reference.count[genes] > 0)
+        some, genes = stacked([block[:, known] for _, block in row_blocks(some)]), genes[known]
+        stand_in = np.where(whole.count > 0, whole.mean, alignment.reference.mean)
+        some = filled(some, codes, stand_in[:, genes])
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
@@ -331,18 +346,19 @@ def compare(standardized: Standardized, removal: Removal) -> Alignment:
     def source_of(r_kept: SamplesByGenes, d_kept: SamplesByGenes) -> Moments:
         mean = samples.mean - spread * d_kept * (removable / r_kept)
         variance = reference.var() * (removable / r_kept) ** 2
-        return Moments(samples.count, mean, samples.count[:, None] * variance)
+        return Moments(samples.count, mean, samples.count_per_gene * variance)
 
     r_kept, d_kept = kept(removal.strength * trust, removal)
     # All of it, within the usual limit on r or a wider one that was asked for.
     asked = removal.max_removed
     widest = None if asked is None else (max(MAX_REMOVED[0], asked[0]), math.inf)
     everything = source_of(*kept(trust, Removal(max_removed=widest)))
-    of_normal = (1 / samples.count[:, None] + 1 / reference.count) / 2
+    n, n_reference = (np.maximum(of.count_per_gene, TINY) for of in (samples, reference))
+    of_normal = (1 / n + 1 / n_reference) / 2
     return Alignment(
         r=r,
         d=d,
-        standard_error_r=r * np.sqrt(of_normal),
+        standard_error_r=np.where(np.isfinite(error), r * np.sqrt(of_normal), np.inf),
         standard_error_d=error / spread,
         scales_states=scales_states,
         overlap=overlap,

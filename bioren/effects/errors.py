@@ -36,7 +36,7 @@ def variance_of_squares(
     Parameters
     ----------
     x
-        Log-expression of some cells, shape ``(cells, genes)``.
+        Log-expression of some cells, shape ``(cells, genes)``; NaN where nothing was measured.
     codes
         Their samples.
     share
@@ -53,15 +53,18 @@ def variance_of_squares(
         does not vary.
     """
     level, within = profile.by_state.mean, profile.by_state.var()
+    total = np.nansum if profile.by_state.incomplete else np.sum
     squares, excess = (np.zeros(x.shape[1]) for _ in range(2))
+    cells = np.full(x.shape[1], x.shape[0])
     for rows, block in row_blocks(x):
         samples, part = codes[rows], share[rows]
         deviation = to_dense(block) * bridges.scale[samples] + bridges.shift[samples]
         deviation -= part @ level
         np.square(deviation, out=deviation)
-        squares += deviation.sum(axis=0)
+        squares += total(deviation, axis=0)
         deviation -= part @ within
-        excess += np.square(deviation, out=deviation).sum(axis=0)
-    mean = squares / max(1, x.shape[0])
-    variance = excess / max(1, x.shape[0])
+        excess += total(np.square(deviation, out=deviation), axis=0)
+        if profile.by_state.incomplete:
+            cells -= np.isnan(deviation).sum(axis=0)
+    mean, variance = squares / np.maximum(1, cells), excess / np.maximum(1, cells)
     return np.where(mean > 0, variance / np.maximum(mean, TINY) ** 2, NORMAL)

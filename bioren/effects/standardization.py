@@ -16,13 +16,18 @@ from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
+    BySamplesOrGenes,
+    ByStatesOrGenes,
+    OfStatesOrGenes,
+    PerGene,
     PerSample,
     SamplesByGenes,
     SamplesByStates,
     SamplesByStatesByGenes,
     StatesByGenes,
 )
-from bioren.effects.state_profile import PRIOR_CELLS, StateProfile
+from bioren.bridge import per_gene
+from bioren.effects.state_profile import PRIOR_CELLS, StateProfile, over_states
 
 __all__ = [
     "MIN_OVERLAP",
@@ -52,11 +57,12 @@ class Standardized(NamedTuple):
     ----------
     samples
         Groups ``(samples,)``: what each sample's moments would be with the reference's
-        composition, and its number of cells.
+        composition, and its number of cells (by gene, where values are missing).
     reference
         No groups: the reference population, in which each sample weighs the same.
     standard_error
-        Of the difference of their means, in the units of the data, shape ``(samples, genes)``.
+        Of the difference of their means, in the units of the data, shape ``(samples, genes)``;
+        infinite where values are missing and a gene cannot be compared.
     scales_states
         Relative likelihood that a sample's ratios of spreads hold for the differences between its
         states as well, so that all of its expression is scaled, and not the noise within states
@@ -90,6 +96,9 @@ def standardize(
     where ``pi`` is the reference's composition.  A sample that lacks some states is thus
     compared within the states that it has.  The spread is compared within states likewise.
 
+    Where values are missing, numbers of cells and all that follows from them are each gene's own:
+    as if the cells that have a value of it were the data.
+
     Parameters
     ----------
     by_state
@@ -110,32 +119,42 @@ def standardize(
     in_reference = np.ones(n_samples, dtype=bool) if in_reference is None else in_reference
     # In double precision: what ties samples is told from rounding.
     by_state = Moments(by_state.count.astype(np.float64), by_state.mean, by_state.m2)
-    cells = by_state.count.sum(axis=1)  # samples
+    by_gene = by_state.incomplete
+    cells = by_state.count.sum(axis=1)  # samples; here and below, by gene where values are missing
     composition = (by_state.count / np.maximum(cells, TINY)[:, None])[in_reference].mean(axis=0)
+    if by_gene:  # not every sample has all genes
+        composition /= np.maximum(composition.sum(axis=0), TINY)
 
     weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
     overlap = overlap_of(by_state.count, prior_cells)
-    compared = (overlap >= MIN_OVERLAP)[:, None]
+    compared = overlap >= MIN_OVERLAP
+    if by_gene:
+        overlap = np.sum(overlap * cells, axis=1) / np.maximum(cells.sum(axis=1), TINY)
+        compared &= (overlap >= MIN_OVERLAP)[:, None]
     # Left out of the comparison altogether: else the others would go half-way to what stays.
-    shift = _sample_shifts(by_state.mean, weight * compared, in_reference)  # samples x genes
+    solve = _shifts_by_gene if by_gene else _sample_shifts
+    shift = solve(by_state.mean, weight * compared[:, None], in_reference)  # samples x genes
 
     # The reference: a level and a variance per state, then over the states.
-    weight_there = weight * in_reference[:, None]
+    weight_there = (weight.T * in_reference).T
     share = weight_there / np.maximum(weight_there.sum(axis=0), TINY)
-    level = np.einsum("sk,skg->kg", share, by_state.mean - shift[:, None])
-    within = np.einsum("sk,skg->kg", share, by_state.var())
+    level = np.einsum("sk...,sk...->k...", share, by_state.mean - shift[:, None])
+    within = np.einsum("sk...,sk...->k...", share, by_state.var())
     n_there = by_state.count[in_reference].sum(axis=0)
-    profile = StateProfile(composition, Moments(n_there, level, n_there[:, None] * within))
+    profile = StateProfile(composition, Moments(n_there, level, per_gene(n_there, level) * within))
     reference = profile.whole()
 
     ratio = _variance_ratio(
         by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
     )
-    error2 = _squared_errors(by_state.count, weight, in_reference) @ within
-    ratio = np.where(compared, ratio, 1.0)
+    squared = _squared_errors(by_state.count, weight, in_reference)
+    error = np.sqrt(over_states(squared, within, by_gene=by_gene))
+    if by_gene:
+        error = np.where(compared & (weight.sum(axis=1) > 0), error, np.inf)
+    ratio = np.where(per_gene(compared, ratio), ratio, 1.0)
     scales = _scales_states(by_state, shift, ratio, level=level, within=within)
     samples = _as_if_shifted(reference, cells, shift, ratio=ratio)
-    return Standardized(samples, reference, np.sqrt(error2), scales, overlap, profile)
+    return Standardized(samples, reference, error, scales, overlap, profile)
 
 
 def standardize_onto(
@@ -194,21 +213,29 @@ def _scales_states(
     reference lacks, counts as error there (quasi-likelihood, McCullagh 1983).
     """
     scaled = np.ones(len(shift))
-    varies = within > 0  # states x genes
-    n_known = max(float(by_state.count.sum()), 1.0)
+    n_known = np.maximum(by_state.count.sum(axis=(0, 1)), 1.0)
+
+    def mean_by(part: OfStatesOrGenes, table: StatesByGenes) -> PerGene:
+        return over_states(part, table, by_gene=by_state.incomplete)
+
     for sample, cells in enumerate(by_state.count):
+        here = np.maximum(cells.sum(axis=0), TINY)
+        measured = per_gene(cells, within)
+        varies = (within > 0) & (measured > 0)  # states x genes
         # A state in which a gene is silent knows its mean no better than a tenth of the variance
         # elsewhere: what is left there comes from the other states.
-        typical = (cells / max(cells.sum(), TINY)) @ within
+        typical = mean_by(cells / here, within)
         error2 = np.where(varies, np.maximum(within, SILENT * typical), 1.0)
-        error2 = error2 / np.maximum(cells, 1)[:, None]
+        error2 = error2 / np.maximum(measured, 1)
         # The ratio itself is as uncertain as one of normal values.
-        error2_of_r = ratio[sample] * (1 / max(cells.sum(), 1.0) + 1 / n_known) / 2
+        error2_of_r = ratio[sample] * (1 / np.maximum(here, 1.0) + 1 / n_known) / 2
         difference = by_state.mean[sample] - shift[sample] - level
         dispersion = np.ones(len(cells))
         for _ in range(REWEIGHTED):
-            part = cells / dispersion / np.maximum(np.sum(cells / dispersion), TINY)
-            between, left = level - part @ level, difference - part @ difference
+            part = (cells.T / dispersion).T
+            part = part / np.maximum(part.sum(axis=0), TINY)
+            between = level - mean_by(part, level)
+            left = difference - mean_by(part, difference)
             added = error2_of_r * np.square(between)
             alone = np.sum(varies * np.square(left) / error2, axis=1)
             left = left - (np.sqrt(ratio[sample]) - 1) * between
@@ -216,19 +243,20 @@ def _scales_states(
             explained = np.minimum(alone, whole) / np.maximum(1, varies.sum(axis=1))
             dispersion = np.maximum(1.0, explained)
         wider = np.sum(varies * np.log1p(added / error2), axis=1)
-        log_ratio = np.sum((cells > 0) * ((alone - whole) / dispersion - wider)) / 2
+        log_ratio = np.sum((alone - whole) / dispersion - wider) / 2
         scaled[sample] = np.exp(min(log_ratio, 0.0))
     return scaled
 
 
 def _as_if_shifted(
-    reference: Moments, cells: PerSample, shift: SamplesByGenes, *, ratio: SamplesByGenes
+    reference: Moments, cells: BySamplesOrGenes, shift: SamplesByGenes, *, ratio: SamplesByGenes
 ) -> Moments:
     """Return the moments of samples that differ from the reference by a shift and a ratio."""
-    return Moments(cells, reference.mean + shift, cells[:, None] * reference.var() * ratio)
+    spread = per_gene(cells, shift) * reference.var() * ratio
+    return Moments(cells, reference.mean + shift, spread)
 
 
-def overlap_of(count: SamplesByStates, prior_cells: float = PRIOR_CELLS) -> PerSample:
+def overlap_of(count: ByStatesOrGenes, prior_cells: float = PRIOR_CELLS) -> BySamplesOrGenes:
     """Return how far each sample and others live in the same states, in [0, 1].
 
     Share of the sample that lives in states which the others have.  Where that is little but much
@@ -238,7 +266,7 @@ def overlap_of(count: SamplesByStates, prior_cells: float = PRIOR_CELLS) -> PerS
     Parameters
     ----------
     count
-        Cells by sample and state, shape ``(samples, states)``.
+        Cells by sample and state, shape ``(samples, states)``, or for each gene by itself.
     prior_cells
         A state in which the others have so many cells counts half; where they would have fewer
         with the sample's own composition, so many.
@@ -246,12 +274,14 @@ def overlap_of(count: SamplesByStates, prior_cells: float = PRIOR_CELLS) -> PerS
     overlap = _share_in(count, count.sum(axis=0) - count, prior_cells)
     each = [_share_in(count, np.broadcast_to(one, count.shape), prior_cells) for one in count]
     share = np.stack(each, axis=1)  # of a sample in states of another; samples x samples
-    mutual = np.sqrt(share * share.T)
-    np.fill_diagonal(mutual, 0)
+    mutual = np.sqrt(share * np.swapaxes(share, 0, 1))
+    mutual[np.diag_indices(len(count))] = 0
     return np.maximum(overlap, mutual.max(axis=1))
 
 
-def _share_in(count: SamplesByStates, there: SamplesByStates, prior_cells: float) -> PerSample:
+def _share_in(
+    count: ByStatesOrGenes, there: ByStatesOrGenes, prior_cells: float
+) -> BySamplesOrGenes:
     """Return the share of each sample that has counterparts `there`."""
     part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
     half = np.minimum(prior_cells, part * there.sum(axis=1, keepdims=True))
@@ -259,8 +289,8 @@ def _share_in(count: SamplesByStates, there: SamplesByStates, prior_cells: float
 
 
 def _squared_errors(
-    count: SamplesByStates, weight: SamplesByStates, in_reference: BoolPerSample
-) -> SamplesByStates:
+    count: ByStatesOrGenes, weight: ByStatesOrGenes, in_reference: BoolPerSample
+) -> ByStatesOrGenes:
     """Return the shifts' squared errors in units of the variance within states.
 
     They are to be summed over the states.  A shift is found in the states that a sample shares
@@ -270,9 +300,10 @@ def _squared_errors(
     """
     tie = weight * (1 - weight / np.maximum(weight.sum(axis=0), TINY))
     part = tie / np.maximum(tie.sum(axis=1, keepdims=True), TINY)
-    there = count * in_reference[:, None]
+    there = (count.T * in_reference).T
     others = there.sum(axis=0) - there
-    moved = 1 - in_reference[:, None] / in_reference.sum()
+    of_reference = there.sum(axis=1, keepdims=True) > 0
+    moved = 1 - of_reference / np.maximum(of_reference.sum(axis=0), 1)
     return (part * moved) ** 2 * (1 / np.maximum(count, TINY) + 1 / np.maximum(others, TINY))
 
 
@@ -299,17 +330,30 @@ def _sample_shifts(
     return shift
 
 
+def _shifts_by_gene(
+    mean: SamplesByStatesByGenes, weight: SamplesByStatesByGenes, in_reference: BoolPerSample
+) -> SamplesByGenes:
+    """Solve the additive model where values are missing: once for all genes of the same weights."""
+    columns = weight.reshape(-1, weight.shape[-1])
+    one_set = np.unique(columns, axis=1, return_inverse=True)[1].ravel()  # of each gene
+    order = np.argsort(one_set, kind="stable")
+    shift = np.empty((len(mean), mean.shape[-1]))
+    for genes in np.split(order, np.flatnonzero(np.diff(one_set[order])) + 1):
+        shift[:, genes] = _sample_shifts(mean[..., genes], weight[..., genes[0]], in_reference)
+    return shift
+
+
 def _variance_ratio(
-    by_state: Moments, within: StatesByGenes, weight: SamplesByStates, *, prior_cells: float
+    by_state: Moments, within: StatesByGenes, weight: ByStatesOrGenes, *, prior_cells: float
 ) -> SamplesByGenes:
     """Compare the variance within states with the reference's.
 
     Only states that both have count, `weight`; 1 where either side has no spread.
     """
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
-    expected = part @ within
-    observed = np.einsum("sk,skg->sg", part, by_state.var())
-    cells = by_state.count.sum(axis=1)[:, None]
+    expected = over_states(part, within, by_gene=by_state.incomplete)
+    observed = np.einsum("sk...,sk...->s...", part, by_state.var())
+    cells = per_gene(by_state.count.sum(axis=1), expected)
     shrunk = (cells * observed + prior_cells * expected) / (cells + prior_cells)
     comparable = (expected > 0) & (observed > 0)
     return np.divide(shrunk, expected, out=np.ones_like(expected), where=comparable)

@@ -11,12 +11,14 @@ from bioren.arrays.groups import TINY
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
+    ByGenes,
     CellsByStates,
+    OfStatesOrGenes,
     PerSample,
-    PerState,
     Positions,
     SampleCodes,
     SamplesByStates,
+    StatesByGenes,
 )
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "ReferenceWeights",
     "StateProfile",
     "moments_by_state",
+    "over_states",
     "profile_of",
 ]
 
@@ -41,29 +44,35 @@ class StateProfile(NamedTuple):
     Attributes
     ----------
     composition
-        Share of each state, every sample weighing the same, shape ``(states,)``.
+        Share of each state, every sample weighing the same, shape ``(states,)``; of each gene by
+        itself, ``(states, genes)``, where values are missing.
     by_state
         Groups ``(states,)``: the reference's cells in each state, mean and variance within.
     """
 
-    composition: PerState
+    composition: OfStatesOrGenes
     by_state: Moments
 
     def whole(self) -> Moments:
         """Return the moments of the whole population: no groups, weighed by its composition."""
-        mean = self.composition @ self.by_state.mean
+        by_gene = self.by_state.incomplete
+        mean = over_states(self.composition, self.by_state.mean, by_gene=by_gene)
         between = np.square(self.by_state.mean - mean)
-        n = self.by_state.count.sum()
-        return Moments(n, mean, n * (self.composition @ (self.by_state.var() + between)))
+        spread = over_states(self.composition, self.by_state.var() + between, by_gene=by_gene)
+        n = self.by_state.count.sum(axis=0)
+        return Moments(n, mean, n * spread)
 
     def of_genes(self, index: Positions | slice) -> StateProfile:
         """Return the profile of some genes."""
-        return StateProfile(self.composition, self.by_state.of_genes(index))
+        by_gene = self.by_state.incomplete
+        composition = self.composition[:, index] if by_gene else self.composition
+        return StateProfile(composition, self.by_state.of_genes(index))
 
     def of_states(self, index: Positions) -> StateProfile:
         """Return some of the states, as if they were the whole population."""
         composition = self.composition[index]
-        return StateProfile(composition / max(composition.sum(), TINY), self.by_state[index])
+        whole = np.maximum(composition.sum(axis=0), TINY)
+        return StateProfile(composition / whole, self.by_state[index])
 
 
 class ReferenceWeights(NamedTuple):
@@ -88,6 +97,21 @@ class ReferenceWeights(NamedTuple):
         """Return what single samples stand for, from their cells by state."""
         composition = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
         return cls(count / (count + PRIOR_CELLS), composition, np.ones(len(count)))
+
+
+def over_states(part: np.ndarray, table: StatesByGenes, *, by_gene: bool) -> ByGenes:
+    """Sum a table over its states.
+
+    Parameters
+    ----------
+    part
+        Weights, shape ``(*samples, states)``, or with an axis of genes at the end.
+    table
+        Shape ``(states, genes)``.
+    by_gene
+        Whether the weights have the axis of genes.
+    """
+    return np.einsum("...kg,kg->...g", part, table) if by_gene else part @ table
 
 
 def profile_of(
