@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bioren.adata.matrix import check_strength, check_varies, check_writable, writable
+from bioren.adata.missing import warn_missing
 from bioren.adata.record import write_record
 from bioren.adata.reference_argument import Reference, reference_text
-from bioren.adata.study import read_design, read_study
+from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.apply import apply_by_sample, scale_by_sample
 from bioren.arrays.groups import BatchKey
+from bioren.arrays.missing import count_measured
+from bioren.arrays.shapes import CountBySamplesAndGenes
 from bioren.effects.alignment import MAX_REMOVED, Removal, warn_isolated
 from bioren.model.fitting import align_study
 
@@ -48,7 +51,8 @@ def bridge(
     Parameters
     ----------
     adata
-        Log-expression, or bulk values on a log scale.
+        Log-expression, or bulk values on a log scale, such as proteomes or metabolomes.  NaN stands
+        for what was not measured, see the notes.
     batch_key
         Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
         combination that occurs is then a sample.
@@ -98,9 +102,24 @@ def bridge(
     KeyError
         There is no such column or layer.
     ValueError
-        The values look like counts or are not finite; the labels cannot be samples; `strength`
+        The values look like counts or are infinite; the labels cannot be samples; `strength`
         or a limit is out of range; `labels_key` is given without `standardize`, or either beside a
-        population.
+        population; values are missing beside a population.
+
+    Warns
+    -----
+    UserWarning
+        Values are missing; samples have hardly a cell state in common with the others.
+
+    Notes
+    -----
+    Where values are missing (NaN), effects are found from those that were measured, gene by gene,
+    and what is missing stays so: nothing is imputed.  States are sought in the cells' expression of
+    all variable genes; for that search alone, a missing value is taken to be the sample's mean of
+    the gene.  (A gene that the sample lacks has the reference's mean there, one that the reference
+    lacks plays no part.)  A gene that a sample never measured, or that it has in no state in common
+    with others, is left as it is in that sample, and its standard errors are infinite; so is a gene
+    in all samples that no sample of the reference has.
     """
     check_strength(strength)
     check_writable(adata, copy=copy)
@@ -121,7 +140,8 @@ def bridge(
             "standardize=False."
         )
         raise ValueError(msg)
-    study = read_study(adata, design)
+    study = read_study(adata, design, allow_missing=True)
+    n_measured = _count_where_missing(study)
     cells, batches = study.cells, design.batches
     variable = None
     if standardize:
@@ -152,6 +172,22 @@ def bridge(
         "rng": rng,
     }
     write_record(
-        adata, key_added, batches, genes=cells.genes, alignment=alignment, settings=settings
+        adata,
+        key_added,
+        batches,
+        genes=cells.genes,
+        alignment=alignment,
+        settings=settings,
+        n_measured=n_measured,
     )
     return adata if copy else None
+
+
+def _count_where_missing(study: Study) -> CountBySamplesAndGenes | None:
+    """Return how many cells of each sample have each gene, with a warning; None: all of them."""
+    cells, design = study
+    if not cells.values.missing:
+        return None
+    measured = count_measured(cells.x, design.batches.codes, design.n_samples)
+    warn_missing(measured, design.batches)
+    return measured

@@ -438,8 +438,9 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
     pandas.DataFrame
         A row per sample and gene, with the columns
 
-        ``sample``, ``gene``, ``cells``
-            Names, and the sample's number of cells.
+        ``sample``, ``gene``, ``cells``, ``n_measured``
+            Names, the sample's number of cells, and how many of them have a value of the gene:
+            all, unless values are missing.
         ``r``, ``d``
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
             standardized to the reference's composition of cell states.
@@ -448,7 +449,7 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             variance of squared deviations within states (a model or record of an earlier version
             may hold what normal values would have,
             ``r * sqrt((1 / n_sample + 1 / n_reference) / 2)``).  Too large where the sample makes
-            up much of the reference.
+            up much of the reference, infinite where values are missing and nothing can be compared.
         ``standardized``
             Whether cells were compared within states; if not, the plain moments of samples were.
         ``removed``, ``kept``

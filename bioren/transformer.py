@@ -49,6 +49,9 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Notes
     -----
+    NaN stands for what was not measured, and stays: maps are found from the values that there are.
+    A feature that a batch, or the reference, has not measured is left as it is there.
+
     Batches are metadata of the rows: ``fit(X, batch=b)``, ``transform(X, batch=b)``.  In a
     pipeline, request them::
 
@@ -99,11 +102,11 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         ------
         ValueError
             `batch` is missing, incomplete or not one per row, or names a single batch; the
-            values are not finite; `reference` names no batch; `strength` or a limit is out of
+            values are infinite; `reference` names no batch; `strength` or a limit is out of
             range.
         """
         check_strength(self.strength)
-        X = validate_data(self, X, dtype=(np.float64, np.float32))
+        X = self._validated(X, reset=True)
         labels = _labels(batch, len(X))
         self.batches_, codes = np.unique(labels, return_inverse=True)
         if len(self.batches_) < 2:
@@ -148,7 +151,7 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self.fit(X, batch=batch).transform(X, batch=batch)
 
     def _apply(self, X: Any, batch: Any, bridges: Any) -> np.ndarray:
-        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        X = self._validated(X, reset=False)
         labels = _labels(batch, len(X))
         codes = np.searchsorted(self.batches_, labels).clip(max=len(self.batches_) - 1)
         unknown = np.unique(labels[self.batches_[codes] != labels])
@@ -156,6 +159,16 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             known = ", ".join(map(str, self.batches_))
             raise ValueError(f"Batches not seen in fit: {', '.join(unknown)}. Known: {known}.")
         return apply_by_sample(X, codes, bridges)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _validated(self, X: Any, *, reset: bool) -> np.ndarray:
+        return validate_data(
+            self, X, dtype=(np.float64, np.float32), ensure_all_finite="allow-nan", reset=reset
+        )
 
     def _fitted(self) -> Any:
         check_is_fitted(self)

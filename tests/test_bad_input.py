@@ -216,13 +216,14 @@ def test_a_matrix_of_constants_is_refused(correct, adata, value, form):
         correct(adata, "sample")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-def test_values_that_are_not_finite_are_refused(correct, adata, value, form):
+def test_infinite_values_are_refused(correct, adata, value, form):
     x = adata.X.copy()
     x[3, 4] = x[5, 6] = value
+    x[7, 8] = np.nan
     adata.X = form(x)
-    with pytest.raises(ValueError, match="2 values are NaN or infinite"):
+    with pytest.raises(ValueError, match="2 values are infinite"):
         correct(adata, "sample")
 
 

@@ -366,7 +366,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            (lambda x: x.__setitem__((3, 2), np.nan), "1 values are NaN or infinite"),
+            (lambda x: x.__setitem__((3, 2), np.nan), "are missing (NaN), of 1 of"),
             (lambda x: x.__setitem__(4, 0), "1 of 120 cells have no counts at all"),
         ],
         ids=["nan", "empty cell"],

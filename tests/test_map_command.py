@@ -563,12 +563,12 @@ class TestBadQuery:
         assert len(warning) == 1
         assert warning[0].startswith("Warning: ")
 
-    def test_values_that_are_not_finite(self, files: Files, tmp_path: Path) -> None:
+    def test_values_that_are_missing(self, files: Files, tmp_path: Path) -> None:
         adata = logged(counts(60, "xy", seed=2))
         adata.X[3, 2] = np.nan
         adata.write_h5ad(tmp_path / "in.h5ad")
         message = one_message(map_onto(files.model, tmp_path / "in.h5ad", tmp_path / "o.h5ad"))
-        assert "1 values are NaN or infinite" in message
+        assert "1 values (0.0%) are missing (NaN), of 1 of" in message
 
 
 class TestHelp:

@@ -170,13 +170,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="one batch only, 'a'"):
             BridgeTransformer().fit(x, batch=np.full(len(batch), "a"))
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_values_that_are_not_finite(self, value: float) -> None:
+    def test_infinite_values(self) -> None:
         x, batch = problem()
         bridge = BridgeTransformer().fit(x, batch=batch)
-        x[3, 2] = value
+        x[3, 2] = np.inf
         for method in (bridge.fit, bridge.transform):
-            with pytest.raises(ValueError, match=r"NaN|infinity"):
+            with pytest.raises(ValueError, match="infinity"):
                 method(x, batch=batch)
 
     def test_sparse(self) -> None:

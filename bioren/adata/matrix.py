@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bioren.adata.missing import missing_message
 from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
 from bioren.arrays.shapes import CellsByDims, Positions
 from bioren.wording import choices, listed
@@ -52,15 +53,18 @@ class Values(NamedTuple):
 
     Attributes
     ----------
-    wrong
-        Number of values that are NaN or infinite.
+    missing
+        Number of values that are NaN.
+    infinite
+        Number of values that are infinite.
     negative
         Whether there are values below 0.
     like_counts
         Whether they look like counts; see `check_log_scale`.
     """
 
-    wrong: int
+    missing: int
+    infinite: int
     negative: bool
     like_counts: bool
 
@@ -106,7 +110,13 @@ class Cells(NamedTuple):
         return stacked(blocks)
 
 
-def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | None = None) -> Cells:
+def read_cells(
+    adata: AnnData,
+    layer: str | None = None,
+    *,
+    genes: pd.Index | None = None,
+    allow_missing: bool = False,
+) -> Cells:
     """Read the expression matrix.
 
     Parameters
@@ -118,6 +128,8 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
         Layer to read; None: ``adata.X``.
     genes
         Genes that are the variable ones, in this order; None: those that `adata` marks.
+    allow_missing
+        See `read_matrix`.
 
     Raises
     ------
@@ -126,7 +138,7 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     ValueError
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
-    x, values = read_matrix(adata, layer)
+    x, values = read_matrix(adata, layer, allow_missing=allow_missing)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
@@ -149,8 +161,17 @@ def read_cells(adata: AnnData, layer: str | None = None, *, genes: pd.Index | No
     return Cells(x, values, adata.var_names, variable)
 
 
-def read_matrix(adata: AnnData, layer: str | None = None) -> tuple[Any, Values]:
+def read_matrix(
+    adata: AnnData, layer: str | None = None, *, allow_missing: bool = False
+) -> tuple[Any, Values]:
     """Return ``adata.X``, or a layer, and what its values are like; all are looked at, once.
+
+    Parameters
+    ----------
+    adata, layer
+        What is read.
+    allow_missing
+        Whether values may be NaN, for the caller to see to.
 
     Raises
     ------
@@ -163,8 +184,14 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> tuple[Any, Values]:
     """
     x = matrix_of(adata, layer)
     values = look_through(x)
-    if values.wrong:
-        raise ValueError(_not_finite(values.wrong))
+    if values.infinite:
+        msg = (
+            f"{values.infinite} values are infinite. They often come from a logarithm of 0: take "
+            "np.log1p, or NaN for what was not measured."
+        )
+        raise ValueError(msg)
+    if values.missing and not allow_missing:
+        raise ValueError(missing_message(x))
     return x, values
 
 
@@ -217,7 +244,8 @@ def read_embedding(adata: AnnData, use_rep: str) -> CellsByDims:
         raise ValueError(msg)
     wrong = int((~np.isfinite(z)).sum())
     if wrong:
-        raise ValueError(_not_finite(wrong))
+        msg = f"{wrong} values of obsm[{use_rep!r}] are NaN or infinite: compute it anew."
+        raise ValueError(msg)
     return z.astype(z.dtype if z.dtype in (np.float32, np.float64) else np.float64, copy=False)
 
 
@@ -302,17 +330,20 @@ def check_varies(x: Block) -> None:
 
 def look_through(x: Any) -> Values:
     """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
-    wrong, negative, n_above, n_whole, largest = 0, False, 0, 0, 0.0
+    missing, infinite, negative, n_above, n_whole, largest = 0, 0, False, 0, 0, 0.0
     for _, block in row_blocks(x):
         values = block if isinstance(block, np.ndarray) else block.data
-        wrong += int((~np.isfinite(values)).sum())
+        wrong = int((~np.isfinite(values)).sum())
+        if wrong:
+            of_block = int(np.isnan(values).sum())
+            missing, infinite = missing + of_block, infinite + wrong - of_block
         negative = negative or bool((values < 0).any())
         above = values[values > 1]
         n_above += above.size
         n_whole += int((above == np.floor(above)).sum())
         largest = max(largest, float(above.max(initial=0)))
     like_counts = not negative and (largest > LARGEST_LOG or 2 * n_whole > n_above)
-    return Values(wrong, negative, like_counts)
+    return Values(missing, infinite, negative, like_counts)
 
 
 def target_sum(x: Any) -> float | None:
@@ -359,10 +390,3 @@ def _readable(x: Any) -> Any:
     if isinstance(x, np.matrix | pd.DataFrame):
         return np.asarray(x)
     return x
-
-
-def _not_finite(wrong: int) -> str:
-    return (
-        f"{wrong} values are NaN or infinite. They often come from cells without counts "
-        "(sc.pp.filter_cells(adata, min_counts=1)) or from a logarithm of negative values."
-    )

@@ -14,7 +14,13 @@ import pandas as pd
 
 from bioren._version import __version__
 from bioren.arrays.groups import Batches, BatchKey
-from bioren.arrays.shapes import CountPerSample, PerDim, PerSample, SamplesByGenes
+from bioren.arrays.shapes import (
+    CountBySamplesAndGenes,
+    CountPerSample,
+    PerDim,
+    PerSample,
+    SamplesByGenes,
+)
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
 
@@ -50,6 +56,8 @@ class Effects(NamedTuple):
         Their names.
     cells
         Number of cells, shape ``(samples,)``.
+    n_measured
+        Number of cells that have a value of the gene, shape ``(samples, genes)``.
     r, d, standard_error_r, standard_error_d, removed
         As in `bioren.effects.alignment.Alignment`, shape ``(samples, genes)``.
     scales_states
@@ -66,6 +74,7 @@ class Effects(NamedTuple):
     samples: list[str]
     genes: list[str]
     cells: CountPerSample
+    n_measured: CountBySamplesAndGenes
     r: SamplesByGenes
     d: SamplesByGenes
     standard_error_r: SamplesByGenes
@@ -89,6 +98,7 @@ class Effects(NamedTuple):
             ),
             "gene": np.tile(np.array(self.genes, dtype=object), len(self.samples)),
             "cells": np.repeat(self.cells, len(self.genes)),
+            "n_measured": self.n_measured.ravel(),
             "r": self.r.ravel(),
             "d": self.d.ravel(),
             "standard_error_r": self.standard_error_r.ravel(),
@@ -108,8 +118,12 @@ def write_record(
     genes: pd.Index,
     alignment: Alignment,
     settings: Mapping[str, Any],
+    n_measured: CountBySamplesAndGenes | None = None,
 ) -> None:
-    """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither."""
+    """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither.
+
+    Without `n_measured`, every gene was measured in all cells.
+    """
     record: dict[str, Any] = {
         "version": __version__,
         "batch_key": _storable(batches.key),
@@ -125,6 +139,8 @@ def write_record(
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)
     record["scales_states"] = alignment.scales_states
+    if n_measured is not None:
+        record["n_measured"] = n_measured
     adata.uns[key] = record
 
 
@@ -152,11 +168,14 @@ def read_effects(adata: AnnData, key: str) -> Effects:
         raise KeyError(msg)
     samples, genes = (list(map(str, record[name])) for name in ("samples", "genes"))
     settings, key_given = record["settings"], record["batch_key"]
+    cells = np.asarray(record["cells"])
+    everywhere = np.broadcast_to(cells[:, None], (len(samples), len(genes)))
     return Effects(
         batch_key=key_given if isinstance(key_given, str) else [str(name) for name in key_given],
         samples=samples,
         genes=genes,
-        cells=np.asarray(record["cells"]),
+        cells=cells,
+        n_measured=np.asarray(record.get("n_measured", everywhere)),
         # Earlier versions took every sample to be scaled as a whole.
         scales_states=np.asarray(record.get("scales_states", np.ones(len(samples)))),
         standardized=bool(settings.get("standardize", True)),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bioren.adata.matrix import Cells, check_log_scale, read_cells
+from bioren.adata.missing import missing_message
 from bioren.adata.obs import (
     check_condition,
     list_of,
@@ -127,16 +128,25 @@ def read_design(
     return Design(columns, batches, facts, names, controls, in_reference, population)
 
 
-def read_study(adata: AnnData, design: Design) -> Study:
+def read_study(adata: AnnData, design: Design, *, allow_missing: bool = False) -> Study:
     """Read the expression that goes with a design: the matrix is looked through once.
+
+    Parameters
+    ----------
+    adata, design
+        What is read.
+    allow_missing
+        Whether values may be NaN; never beside a population.
 
     Raises
     ------
     KeyError
         There is no such layer.
     ValueError
-        The values look like counts or are not finite.
+        The values look like counts, are infinite, or missing where they may not be.
     """
-    cells = read_cells(adata, design.columns.layer)
+    cells = read_cells(adata, design.columns.layer, allow_missing=True)
+    if cells.values.missing and not (allow_missing and design.population is None):
+        raise ValueError(missing_message(cells.x, design.batches))
     check_log_scale(cells.values)
     return Study(cells, design)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import median_abs_deviation
 
 from bioren.arrays.shapes import BoolPerSample, ByGenes, PerSample, SamplesByGenes
-from bioren.bridge import kept_terms, shrinkage
+from bioren.bridge import kept_terms, mean_of_known, shrinkage
 
 __all__ = ["EffectSizes", "beyond_chance", "clipped", "effect_sizes"]
 
@@ -56,7 +56,7 @@ def effect_sizes(
     """Measure each sample's effect.
 
     Squared errors are subtracted from the squares, so that random parts of one sample have a
-    size near 0, however few their cells.
+    size near 0, however few their cells.  Genes with an infinite error do not count.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def clipped(
 
 def _size(effect: SamplesByGenes, error: SamplesByGenes) -> PerSample:
     square = np.square(effect, dtype=np.float64) - np.square(error, dtype=np.float64)
-    return np.sqrt(square.mean(axis=1).clip(0))
+    return np.sqrt(mean_of_known(square, np.isfinite(error))[:, 0].clip(0))
 
 
 def _far(size: PerSample) -> float:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bioren.adata.genes import match_genes
 from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, read_matrix
+from bioren.adata.missing import missing_message
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
 from bioren.adata.reference_argument import Reference
 from bioren.adata.study import Study, read_design, read_study
@@ -303,7 +304,9 @@ class RenormAutoencoder:
         batches = (
             one_sample(adata) if batch_key is None else read_batches(adata, batch_key, single=True)
         )
-        x, values = read_matrix(adata, layer)
+        x, values = read_matrix(adata, layer, allow_missing=True)
+        if values.missing:
+            raise ValueError(missing_message(x, batches))
         check_log_scale(values)
         check_same_sum(x, population.target_sum)
         covariates = read_covariates(adata, fitted.columns.covariates)
