@@ -325,6 +325,23 @@ def test_the_bridge_needs_cells_on_either_side(empty):
         between(a, b)
 
 
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor])
+def test_what_either_side_has_not_measured_is_left(form):
+    a, b = populations(10)
+    a[1:3, 0] = a[:, 1] = b[:, 2] = np.nan
+    bridge = between(form(a), form(b))
+    scale, shift = np.asarray(bridge.scale), np.asarray(bridge.shift)
+    assert_allclose(scale[1:3], 1)
+    assert_allclose(shift[1:3], 0)
+    moved = bridge.apply(a) if form is np.asarray else bridge.apply(form(a)).numpy()
+    for gene in (0, 3):
+        assert_allclose(np.nanmean(moved[:, gene]), b[:, gene].mean())
+        assert_allclose(np.nanstd(moved[:, gene]), b[:, gene].std())
+    assert_array_equal(np.isnan(moved), np.isnan(a))
+    complete = between(form(np.delete(a, 1, axis=1)), form(np.delete(b, 1, axis=1)))
+    assert_allclose(np.asarray(complete.scale), np.delete(scale, 1))
+
+
 # Shrinkage
 
 
@@ -362,3 +379,14 @@ def test_shrinkage_recovers_the_variance_of_the_effects():
 
 def test_no_effect_without_error_is_finite():
     assert_array_equal(shrinkage(np.zeros(3), np.zeros(3)), 1)
+
+
+def test_a_gene_of_which_nothing_is_known_tells_nothing_of_the_others():
+    rng = np.random.default_rng(3)
+    effect, error = rng.normal(0, 2, (2, 50)), rng.uniform(0.5, 1, (2, 50))
+    error[0, :9] = error[1] = np.inf
+    effect[~np.isfinite(error)] = 0
+    trust = shrinkage(effect, error)
+    assert_allclose(trust[0, 9:], shrinkage(effect[0, 9:], error[0, 9:]))
+    assert_array_equal(trust[0, :9], 0)
+    assert_array_equal(trust[1], 0)

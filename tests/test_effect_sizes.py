@@ -21,6 +21,13 @@ def test_the_size_is_that_of_what_was_planted():
     assert (chance.shift < 0.05).all()
 
 
+def test_genes_of_which_nothing_is_known_do_not_count():
+    rng = np.random.default_rng(1)
+    d, error = rng.normal(size=(2, 40)), np.full((2, 40), 0.3)
+    d[0, :7], error[0, :7] = 0, np.inf
+    assert_allclose(sizes_of(d, error).shift[0], sizes_of(d[:1, 7:], 0.3).shift[0])
+
+
 def test_a_spread_doubled_everywhere_is_a_scale_of_one():
     found = sizes_of(np.zeros((2, 10)), r=np.array([[2.0], [0.5]]) * np.ones((2, 10)))
     assert_allclose(found.scale, 1)

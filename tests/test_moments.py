@@ -330,3 +330,101 @@ def test_groups_that_do_not_fit(arguments, message):
 def test_only_matrices_have_moments(x):
     with pytest.raises(ValueError, match="Expected a matrix of cells x genes"):
         Moments.of(x)
+
+
+# Missing values
+
+
+def holes(seed, shape=(13, 4), share=0.4, offset=0.0):
+    rng = np.random.default_rng(seed)
+    x = np.where(rng.random(shape) < 0.3, 0, rng.normal(offset, 1, shape))
+    return np.where(rng.random(shape) < share, np.nan, x)
+
+
+def of_measured(x):
+    """Return count, mean and m2 by NumPy's own functions, 0 where nothing was measured."""
+    count = (~np.isnan(x)).sum(axis=0)
+    some = count > 0
+    mean, var = np.zeros((2, x.shape[1]))
+    mean[some], var[some] = np.nanmean(x[:, some], axis=0), np.nanvar(x[:, some], axis=0)
+    return count, mean, count * var
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(0, 11), max_size=6).map(sorted),
+    share=st.sampled_from([0.05, 0.5, 0.95]),
+    offset=st.sampled_from([0.0, 1000.0]),
+    form=st.sampled_from([np.asarray, sparse.csr_matrix, torch.as_tensor]),
+)
+def test_merged_chunks_with_missing_values_are_one_pass(seed, cuts, share, offset, form):
+    x = holes(seed, (11, 3), share, offset)
+    x[0, 0] = np.nan  # so that the whole is incomplete, whatever the chunks are
+    merged = Moments.of(form(x[:0]))
+    for chunk in np.split(x, cuts):
+        merged = merged.merge(Moments.of(form(chunk)))
+    assert_moments(merged, of_measured(x), rtol=1e-9, atol=1e-9)
+    assert_moments(Moments.of(form(x)), of_measured(x), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n_kept=st.integers(1, 5), n_taken=st.integers(0, 5))
+def test_subtracting_undoes_merging_where_values_are_missing(seed, n_kept, n_taken):
+    x = holes(seed, (n_kept + n_taken, 3), offset=50)
+    x[0] = np.nan
+    kept, taken = Moments.of(x[:n_kept]), Moments.of(x[n_kept:])
+    left = kept.merge(taken).subtract(taken)
+    assert_moments(left, of_measured(x[:n_kept]), rtol=1e-8, atol=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    form=st.sampled_from([np.asarray, sparse.csr_matrix]),
+    rows=st.sampled_from([1, 4, 13]),
+)
+def test_groups_with_missing_values_are_those_of_numpy(seed, form, rows):
+    x, codes = holes(seed), np.arange(13) % 3
+    codes[codes == 2] = 3  # group 2 is empty
+    x[0, 0] = np.nan
+    with pytest.MonkeyPatch.context() as patch:
+        entries = {"entries": 4 * rows}
+        patch.setattr(bioren.arrays.blocks.row_blocks, "__kwdefaults__", entries)
+        found = Moments.by_group(form(x), codes, 4)
+    assert found.incomplete
+    expected = [of_measured(x[codes == group]) for group in range(4)]
+    tables = [np.stack(parts) for parts in zip(*expected, strict=True)]
+    assert_moments(found, tables)
+    assert_moments(found.pooled(), of_measured(x))
+    assert_moments(found[1], expected[1])
+    assert_moments(found.of_genes([3, 1]), [table[:, [3, 1]] for table in tables])
+    assert_moments(Moments.stacked([found[:2], found[2:]]), (found.count, found.mean, found.m2))
+    scale, shift = np.array([2.0, -1, 0.5, 3]), np.arange(4.0)
+    assert_moments(found.moved(scale, shift).pooled(), of_measured(scale * x + shift))
+    for ddof in (0, 1):
+        known = (~np.isnan(x)).sum(axis=0) > ddof
+        var = found.pooled().var(ddof)
+        assert_allclose(var[known], np.nanvar(x[:, known], axis=0, ddof=ddof))
+        assert_array_equal(var[~known], 0)
+
+
+def test_missing_values_have_no_weight():
+    x, codes = holes(1), np.arange(13) % 3
+    weights = np.random.default_rng(0).dirichlet(np.ones(2), 13)
+    found = Moments.by_group(x, codes, 3, weights)
+    for gene in range(4):
+        some = ~np.isnan(x[:, gene])
+        expected = slow_moments.by_group(x[some][:, [gene]], codes[some], 3, weights[some])
+        assert_allclose(found.count[..., gene], expected[0])
+        assert_allclose(found.mean[..., [gene]], expected[1], atol=1e-12)
+        assert_allclose(found.m2[..., [gene]], expected[2], atol=1e-12)
+
+
+def test_complete_data_have_one_count_for_all_genes():
+    found = Moments.of(some_zeros(0))
+    assert not found.incomplete
+    assert found.count.shape == ()
+    parts = Moments.of(some_zeros(0)[:, :3])[None], Moments.of(holes(0)[:, :3])[None]
+    assert Moments.stacked(parts).count.shape == (2, 3)
+    assert parts[0].merge(parts[1]).count.shape == (1, 3)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import slow_missing
 from anndata import read_h5ad, read_zarr
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
@@ -247,3 +248,149 @@ def test_bulk_matrices_of_few_replicates():
 
     assert np.isfinite(result).all()
     assert between(result) < between(adata.X)
+
+
+# Missing values
+
+
+def with_missing(adata, share=0.3, seed=0):
+    """Return a copy of which so many values are missing, at random."""
+    adata = adata.copy()
+    missing = np.random.default_rng(seed).random(adata.shape) < share
+    adata.X = np.where(missing, np.nan, adata.X)
+    return adata
+
+
+told = pytest.mark.filterwarnings("ignore:.*values .* are missing")
+
+
+@told
+@pytest.mark.parametrize("reference", [None, "b", ["a", "c"]])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_plain_bridges_of_what_was_measured(reference, form):
+    adata = with_missing(simulate((40, 25, 60), shift=1))
+    adata.X = adata.X.astype(np.float64)
+    adata.X[(adata.obs["sample"] == "b").to_numpy(), 3] = np.nan
+    adata.X[(adata.obs["sample"] != "c").to_numpy(), 4] = np.nan
+    x, codes = adata.X.copy(), adata.obs["sample"].cat.codes.to_numpy()
+    in_reference = np.isin(list("abc"), list("abc") if reference is None else reference)
+    expected, r, d, error = slow_missing.plain_bridge(x, codes, in_reference)
+    adata.X = form(x)
+    bioren.pp.bridge(adata, "sample", standardize=False, reference=reference)
+    assert_allclose(adata.layers["bioren"], expected, rtol=1e-10)  # NaN where they were
+    effects = bioren.tl.batch_effects(adata)
+    for name, wanted in (("r", r), ("d", d), ("standard_error_d", error)):
+        assert_allclose(effects[name], wanted.ravel(), rtol=1e-5, atol=1e-6, err_msg=name)
+    measured = [(~np.isnan(x[codes == s])).sum(axis=0) for s in range(3)]
+    assert_array_equal(effects["n_measured"], np.concatenate(measured))
+    assert_array_equal(effects["cells"], np.repeat([40, 25, 60], 20))
+
+
+@told
+@pytest.mark.parametrize("options", [{}, {"labels_key": "type"}, {"standardize": False}])
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_effects_do_not_change_beyond_their_errors_where_values_are_missing(options, share):
+    whole = simulate((300, 200, 250), n_genes=60)
+    some = with_missing(whole, share)
+    tables = []
+    for adata in (whole, some):
+        bioren.pp.bridge(adata, "sample", **options)
+        tables.append(bioren.tl.batch_effects(adata))
+    expected, found = tables
+    error = found["standard_error_d"]
+    assert (error > expected["standard_error_d"]).mean() > 0.95
+    away = (found["d"] - expected["d"]) / error
+    # Of the values that tell d, a share 1 - share is the same.
+    assert np.sqrt(np.mean(away**2)) < 1.3 * np.sqrt(share)
+    of_r = np.log(found["r"] / expected["r"]) / (found["standard_error_r"] / found["r"])
+    assert np.sqrt(np.mean(of_r**2)) < 1.3 * np.sqrt(share)
+    planted = whole.uns["planted_shift"].ravel()
+    assert spearmanr(found["d"], planted).statistic > 0.95
+    missing = np.isnan(some.X)
+    assert_array_equal(np.isnan(some.layers["bioren"]), missing)
+    moved = (some.layers["bioren"] - whole.layers["bioren"])[~missing]
+    assert np.sqrt(np.mean(moved**2)) < 0.1 * whole.X.std()
+
+
+@told
+def test_composition_is_no_batch_effect_where_values_are_missing():
+    adata = simulate((200, 200), composition=[[0.9, 0.1], [0.1, 0.9]], shift=0, log_scale=0)
+    adata = with_missing(adata, 0.3)
+    moved = np.abs(bridged(adata) - adata.X) / np.nanstd(adata.X, axis=0)
+    plain = np.abs(bridged(adata, standardize=False) - adata.X) / np.nanstd(adata.X, axis=0)
+    assert np.nanmean(moved) < 0.1 < 0.3 < np.nanmean(plain)
+
+
+@told
+def test_values_that_are_missing_where_types_are_rare_do_not_bend_the_others():
+    # In one sample a type lacks half of the genes altogether.
+    adata = simulate((250, 250), n_genes=60)
+    gone = (adata.obs["sample"] == "a") & (adata.obs["type"] == "type0")
+    adata.X[np.ix_(gone.to_numpy(), np.arange(30))] = np.nan
+    bioren.pp.bridge(adata, "sample", labels_key="type")
+    effects = bioren.tl.batch_effects(adata)
+    spread = np.nanstd(adata.X, axis=0)
+    error = effects["d"].to_numpy().reshape(2, 60) * spread - adata.uns["planted_shift"]
+    assert np.abs(error).mean() < 0.1  # planted: normal with standard deviation 0.5
+
+
+@told
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("center", [True, False])
+def test_missing_values_of_sparse_matrices(form, center):
+    adata = with_missing(sparse_like(simulate()))
+    expected = bridged(adata, center=center)
+    thin = adata.copy()
+    thin.X = form(adata.X)
+    result = bridged(thin, center=center)
+    result = result.toarray() if sparse.issparse(result) else result
+    assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@told
+def test_effects_of_controls_where_values_are_missing():
+    adata = with_missing(simulate((200, 200)))
+    control = np.random.default_rng(0).random(400) < 0.5
+    treated = adata.copy()
+    treated.obs["control"] = control
+    treated.X[~control] += 3
+    bioren.pp.bridge(treated, "sample", controls_key="control")
+    some = adata[control].copy()
+    bioren.pp.bridge(some, "sample")
+    assert_allclose(treated.layers["bioren"][control], some.layers["bioren"], rtol=1e-5, atol=1e-5)
+    effects = bioren.tl.batch_effects(treated)
+    assert effects["n_measured"].sum() == (~np.isnan(treated.X)).sum()
+
+
+@told
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")  # anndata announces its next default
+def test_records_of_missing_values_survive_a_file(tmp_path, adata):
+    adata = with_missing(adata)
+    adata.X[(adata.obs["sample"] == "b").to_numpy(), 3] = np.nan
+    bioren.pp.bridge(adata, "sample")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    again = bioren.tl.batch_effects(read_h5ad(tmp_path / "cells.h5ad"))
+    assert again.equals(bioren.tl.batch_effects(adata))
+    lost = again[np.isinf(again["standard_error_d"])]
+    assert lost[["sample", "gene", "n_measured", "kept"]].to_numpy().tolist() == [
+        ["b", "gene3", 0, 1.0]
+    ]
+
+
+def test_complete_data_have_no_numbers_of_measured_values(adata):
+    bioren.pp.bridge(adata, "sample")
+    assert "n_measured" not in adata.uns["bioren"]
+    effects = bioren.tl.batch_effects(adata)
+    assert_array_equal(effects["n_measured"], effects["cells"])
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_samples_and_cells_and_genes_without_any_value(standardize):
+    adata = simulate((60, 60, 60))
+    in_c = (adata.obs["sample"] == "c").to_numpy()
+    adata.X[in_c] = adata.X[:, 7] = adata.X[0] = np.nan
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030
+        result = bridged(adata, standardize=standardize)
+    assert "20 genes have no value at all in sample 'c'" in str(caught[0].message)
+    assert "1 of 3 samples have hardly a cell state in common" in str(caught[1].message)
+    assert_array_equal(np.isnan(result), np.isnan(adata.X))

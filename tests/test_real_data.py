@@ -1,6 +1,9 @@
 """The main job on public data sets, from the raw file; they lie in the folder BIOREN_DATA."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import read_h5ad
@@ -130,3 +133,54 @@ def test_random_halves_stay_as_they_are(donor):
         neighbors(result.obsm["X_bioren"]), neighbors(untouched.obsm["X_bioren"]), strict=True
     )
     assert np.mean([len(set(a) & set(b)) / 15 for a, b in pairs]) > 0.9
+
+
+def alike(x, strain, batch):
+    """Return how much more alike mice of one strain are across batches than any two mice are."""
+    z = pd.DataFrame((x - np.nanmean(x, axis=0)).T).corr().to_numpy()  # pairwise complete
+    across = np.triu(batch[:, None] != batch)
+    same = strain[:, None] == strain
+    return z[across & same].mean() - z[across & ~same].mean(), z[across & same].mean()
+
+
+@pytest.mark.filterwarnings("ignore:17,485 values .20.5%. are missing .NaN., of 254 of 366 genes")
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_proteome_with_missing_values(real_data, standardize):
+    adata = read_h5ad(real_data / "proteome_mice.h5ad")
+    bioren.pp.bridge(adata, "batch", standardize=standardize)
+    result = adata.layers["bioren"]
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(adata.X))
+    strain, batch = (adata.obs[key].astype(str).to_numpy() for key in ("mouse", "batch"))
+    (_, before), (contrast, after) = (alike(x, strain, batch) for x in (adata.X, result))
+    assert after > before + 0.3
+    assert contrast > 0.2
+    effects = bioren.tl.batch_effects(adata)
+    assert effects["n_measured"].sum() == (~np.isnan(adata.X)).sum()
+    assert np.isinf(effects["standard_error_d"]).sum() == (effects["n_measured"] == 0).sum() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*values .* are missing .NaN., of")
+def test_controls_of_a_metabolome_agree_and_more_missing_values_change_little(real_data):
+    adata = read_h5ad(real_data / "metabolome_mtbls79.h5ad")
+    some = adata.copy()
+    some.X[np.random.default_rng(0).random(adata.shape) < 0.2] = np.nan
+    for of in (adata, some):
+        bioren.pp.bridge(of, "batch", controls_key="is_qc", standardize=False)
+    control = adata.obs["is_qc"].to_numpy()
+
+    def between(x):  # median over features of the spread of the batches' means of the controls
+        parts = adata[control].obs.groupby("batch", observed=True).indices.values()
+        return np.nanmedian(np.std([np.nanmean(x[control][p], axis=0) for p in parts], axis=0))
+
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # features that no control of a batch has
+        assert between(adata.layers["bioren"]) < 0.3 * between(adata.X)
+    there = ~np.isnan(some.X)
+    moved, change = (
+        np.abs(a[there] - b[there]).mean()
+        for a, b in (
+            (adata.layers["bioren"], adata.X),
+            (adata.layers["bioren"], some.layers["bioren"]),
+        )
+    )
+    assert change < 0.5 * moved

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import slow_missing
 from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -359,3 +360,85 @@ def test_a_small_sample_is_corrected_beside_a_large_one(n, reference):
     corrected = [found.bridges[s].apply(x[codes == s]).mean(axis=0) for s in (0, 1)]
     left = np.sqrt(np.mean(np.square(corrected[0] - corrected[1])))
     assert left < 0.25 * np.sqrt(np.mean(np.square(shift)))
+
+
+# Missing values
+
+
+def with_holes(seed, *, sizes=(40, 60, 50), n_genes=6, n_states=3):
+    """Return cells of shifted samples, their samples and shares in states; values are missing."""
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    share = rng.dirichlet(np.full(n_states, 0.3), len(codes))
+    x = rng.normal(0, 3, (n_states, n_genes))[share.argmax(axis=1)]
+    x += rng.normal(size=x.shape) + rng.normal(size=(len(sizes), n_genes))[codes]
+    # Some genes are missing more than others, the first is complete.
+    return np.where(rng.random(x.shape) < 0.12 * np.arange(n_genes), np.nan, x), codes, share
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, n_reference=st.integers(1, 3))
+def test_each_gene_is_compared_as_if_the_cells_that_have_it_were_the_data(seed, n_reference):
+    x, codes, share = with_holes(seed)
+    in_reference = np.arange(3) < n_reference
+    found = standardize(Moments.by_group(x, codes, 3, share), in_reference)
+    assert_allclose(shifts(found), slow_missing.shifts(x, codes, share, in_reference), atol=1e-8)
+    for gene in range(x.shape[1]):
+        some = ~np.isnan(x[:, gene])
+        by_state = Moments.by_group(x[some][:, [gene]], codes[some], 3, share[some])
+        alone = standardize(by_state, in_reference)
+        for of, expected in ((found.samples, alone.samples), (found.reference, alone.reference)):
+            assert_allclose(of.count[..., gene], expected.count)
+            assert_allclose(of.mean[..., gene], expected.mean[..., 0])
+            assert_allclose(of.var()[..., gene], expected.var()[..., 0])
+        assert_allclose(found.standard_error[:, gene], alone.standard_error[:, 0])
+
+
+def test_what_a_scale_acts_on_is_told_by_the_values_that_there_are():
+    rng = np.random.default_rng(4)
+    types, scale = rng.normal(0, 1, (3, 200)), np.exp(rng.normal(0, 0.3, (3, 200)))
+    kind, sample = rng.integers(0, 3, (2, 3000))
+    noise = rng.normal(0, 1, (3000, 200))
+    missing = rng.random(noise.shape) < rng.uniform(0, 0.7, 200)
+    for x, expected in (
+        ((types[kind] + noise) * scale[sample], 1),
+        (types[kind] + noise * scale[sample], 0),
+    ):
+        by_state = Moments.by_group(np.where(missing, np.nan, x), sample, 3, np.eye(3)[kind])
+        assert_allclose(standardize(by_state).scales_states, expected, atol=1e-6)
+
+
+def test_one_missing_value_changes_next_to_nothing():
+    x, codes, share = with_holes(0, sizes=(400, 500, 600))
+    x = np.nan_to_num(x)
+    whole = standardize(Moments.by_group(x, codes, 3, share))
+    x[0, 3] = np.nan
+    found = standardize(Moments.by_group(x, codes, 3, share))
+    others = np.arange(6) != 3
+    assert_allclose(shifts(found)[:, others], shifts(whole)[:, others], atol=1e-10)
+    assert_allclose(found.standard_error[:, others], whole.standard_error[:, others])
+    assert_allclose(found.scales_states, whole.scales_states, atol=0.05)
+    assert_allclose(found.overlap, whole.overlap, rtol=1e-3)
+    assert np.abs(shifts(found) - shifts(whole)).max() < 0.02
+
+
+def test_genes_that_cannot_be_compared_are_left():
+    x, codes, share = with_holes(1)
+    x[codes == 0, 1] = np.nan  # a sample lacks the gene
+    x[(codes != 2), 2] = np.nan  # one sample alone has it
+    x[codes == 1, 3] = np.nan  # the reference lacks it
+    in_reference = np.arange(3) == 1
+    found = standardize(Moments.by_group(x, codes, 3, share), in_reference)
+    alignment = compare(found, Removal())
+    left = np.zeros((3, 6), dtype=bool)
+    left[0, 1] = left[:, 2] = left[:, 3] = True
+    assert_allclose(np.isinf(alignment.standard_error_d), left)
+    assert_allclose(np.isinf(alignment.standard_error_r), left)
+    assert_allclose(alignment.r[left], 1)
+    for of in (alignment.d, alignment.removed, alignment.bridges.shift):
+        assert_allclose(of[left], 0, atol=1e-12)
+    assert_allclose(alignment.bridges.scale[left], 1)
+    assert (np.abs(alignment.d[~left]) > 0).sum() == (~left & (np.arange(3) != 1)[:, None]).sum()
+    full = alignment.full
+    for of in (alignment.r, alignment.d, full.scale, full.shift):
+        assert np.isfinite(of).all()

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import slow_missing
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_set_params
 
 from bioren import BridgeTransformer
@@ -130,6 +133,57 @@ class TestLaws:
         x[batch == "a", 1] = 2
         batch[0] = "alone"
         assert np.isfinite(BridgeTransformer().fit_transform(x, batch=batch)).all()
+
+
+class TestMissingValues:
+    """NaN is what was not measured: maps are found without it, and it stays."""
+
+    @staticmethod
+    def with_missing() -> tuple[np.ndarray, np.ndarray]:
+        x, batch = problem()
+        x[np.random.default_rng(1).random(x.shape) < 0.3] = np.nan
+        x[batch == "b", 2] = np.nan
+        return x, batch
+
+    def test_equals_an_oracle(self) -> None:
+        x, batch = self.with_missing()
+        bridge = BridgeTransformer().fit(x, batch=batch)
+        codes = np.searchsorted(["a", "b", "c"], batch)
+        expected, *_ = slow_missing.plain_bridge(x, codes, np.ones(3, dtype=bool))
+        y = bridge.transform(x, batch=batch)
+        np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-10)
+        assert np.isnan(y[batch == "b", 2]).all()
+        np.testing.assert_allclose(bridge.inverse_transform(y, batch=batch), x, atol=1e-9)
+
+    def test_new_rows_keep_what_their_batch_never_measured(self) -> None:
+        x, batch = self.with_missing()
+        bridge = BridgeTransformer().fit(x, batch=batch)
+        whole, labels = problem(1)
+        y = bridge.transform(whole, batch=labels)
+        assert np.isfinite(y).all()
+        np.testing.assert_array_equal(y[labels == "b", 2], whole[labels == "b", 2])
+
+    def test_states_are_found_all_the_same(self) -> None:
+        rng = np.random.default_rng(0)
+        batch, kind = np.repeat(["a", "b"], 300), np.repeat([0, 1, 0, 1], [270, 30, 30, 270])
+        x = rng.normal(size=(600, 10)) + 6 * kind[:, None]
+        x[rng.random(x.shape) < 0.2] = np.nan
+        y = BridgeTransformer(standardize=True).fit_transform(x, batch=batch)
+        moved = np.nanmean((y - x)[(batch == "a") & (kind == 0)], axis=0)
+        assert np.abs(moved).max() < 0.3
+
+    def test_scikit_learn_is_told(self) -> None:
+        assert get_tags(BridgeTransformer()).input_tags.allow_nan
+        x, batch = self.with_missing()
+        sklearn.set_config(enable_metadata_routing=True)
+        try:
+            bridge = BridgeTransformer().set_fit_request(batch=True)
+            bridge = bridge.set_transform_request(batch=True)
+            steps = make_pipeline(bridge, SimpleImputer(), PCA(2))
+            z = steps.fit(x, batch=batch).transform(x, batch=batch)
+        finally:
+            sklearn.set_config(enable_metadata_routing=False)
+        assert np.isfinite(z).all()
 
 
 class TestRefusals:
