@@ -6,7 +6,7 @@ PRIOR = 10
 
 
 def plain_bridge(x, codes, in_reference, r_max=2.0):
-    """Return corrected values, r, d and the error of d, all samples weighing the same.
+    """Return corrected values, r, d and their errors, all samples weighing the same.
 
     Plain moments are compared; what a sample or the reference has not measured stays.
     """
@@ -39,7 +39,22 @@ def plain_bridge(x, codes, in_reference, r_max=2.0):
         start = level + spread * (d[s] - d[s] * (1 - trust) / scale)  # goes to the level
         moved = level + scale * (x[codes == s] - start)
         out[codes == s] = np.where(known, moved, x[codes == s])
-    return out, r, d, error
+    return out, r, d, *final_errors(out, codes, in_reference, r, d, error, level, spread)
+
+
+def final_errors(out, codes, in_reference, r, d, error, level, spread):
+    """Return errors of r and d that count how much squared deviations vary."""
+    error_r, error_d = np.full(r.shape, np.inf), np.full(r.shape, np.inf)
+    for g in range(out.shape[1]):
+        square = (out[~np.isnan(out[:, g]), g] - level[g]) ** 2
+        n = [(~np.isnan(out[codes == s, g])).sum() for s in range(len(r))]
+        known = [s for s in range(len(r)) if np.isfinite(error[s, g])]
+        for s in known:
+            varies = np.mean((square - spread[g] ** 2) ** 2) / np.mean(square) ** 2 / 4
+            of_unit = varies / sum(n[o] for o in range(len(r)) if in_reference[o])
+            error_d[s, g] = np.sqrt(error[s, g] ** 2 + d[s, g] ** 2 * of_unit)
+            error_r[s, g] = r[s, g] * np.sqrt(varies / n[s] + of_unit)
+    return error_r, error_d
 
 
 def shifts(x, codes, share, in_reference):

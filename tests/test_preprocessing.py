@@ -274,12 +274,13 @@ def test_plain_bridges_of_what_was_measured(reference, form):
     adata.X[(adata.obs["sample"] != "c").to_numpy(), 4] = np.nan
     x, codes = adata.X.copy(), adata.obs["sample"].cat.codes.to_numpy()
     in_reference = np.isin(list("abc"), list("abc") if reference is None else reference)
-    expected, r, d, error = slow_missing.plain_bridge(x, codes, in_reference)
+    expected, *effects_of = slow_missing.plain_bridge(x, codes, in_reference)
     adata.X = form(x)
     bioren.pp.bridge(adata, "sample", standardize=False, reference=reference)
     assert_allclose(adata.layers["bioren"], expected, rtol=1e-10)  # NaN where they were
     effects = bioren.tl.batch_effects(adata)
-    for name, wanted in (("r", r), ("d", d), ("standard_error_d", error)):
+    names = ("r", "d", "standard_error_r", "standard_error_d")
+    for name, wanted in zip(names, effects_of, strict=True):
         assert_allclose(effects[name], wanted.ravel(), rtol=1e-5, atol=1e-6, err_msg=name)
     measured = [(~np.isnan(x[codes == s])).sum(axis=0) for s in range(3)]
     assert_array_equal(effects["n_measured"], np.concatenate(measured))
