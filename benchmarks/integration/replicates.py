@@ -3,10 +3,11 @@
     python benchmarks/integration/replicates.py [--data proteome_mice metabolome_mtbls79]
 
 Needs the public sets in the folder BIOREN_DATA: a proteome and a metabolome with missing values,
-where the same mice, cows and sheep were measured in several batches, regions of kidneys on several
-slides, surface proteins of 13 studies (200 cells each), and bulk arrays.  The proteome and the
-metabolome are brought to a common level run by run, by the median difference from the features'
-medians (Dieterle et al. 2006); regions to log counts per million; surface proteins to log1p.
+where the same mice (or, "proteome_mice:strain", mice of one strain), cows and sheep were measured
+in several batches; regions of kidneys on several slides; surface proteins of 13 studies (200 cells
+each); bulk arrays.  The proteome and the metabolome are brought to a common level run by run, by the
+median difference from the features' medians (Dieterle et al. 2006); regions to log counts per
+million; surface proteins to log1p.
 
 Methods that are told more than the batch say so: "knows" the truth, or "controls", the quality
 controls of the metabolome.  Least squares on the batches, with what is missing dropped feature by
@@ -93,6 +94,7 @@ def log_cpm(counts: np.ndarray) -> np.ndarray:
 #: How each set is read: how values are prepared, and columns of replicates and of groups.
 SETS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     "proteome_mice": (common_level, "mouse", "strain"),
+    "proteome_mice:strain": (common_level, "strain", "strain"),
     "metabolome_mtbls79": (common_level, "individual", "individual"),
     "spatial_dkd": (log_cpm, "region", "region"),
     "adt_13studies": (np.log1p, "cell_type", "cell_type"),
@@ -103,7 +105,7 @@ SETS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
 def read(name: str) -> Case:
     """Return a public set."""
     prepare, replicate, group = SETS[name]
-    adata = anndata.read_h5ad(Path(os.environ["BIOREN_DATA"]) / f"{name}.h5ad")
+    adata = anndata.read_h5ad(Path(os.environ["BIOREN_DATA"]) / f"{name.split(':')[0]}.h5ad")
     if name == "adt_13studies":
         adata = adata[adata.obs["cell_type"] != "undefined"]
         rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bioren.arrays.blocks import gather_rows, row_blocks, stacked
+from bioren.arrays.blocks import Block, gather_rows, row_blocks, stacked
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import TINY, sample_sums
 from bioren.arrays.missing import filled
@@ -24,6 +24,7 @@ from bioren.arrays.shapes import (
     PerGene,
     PerSample,
     Positions,
+    SampleCodes,
     SamplesByGenes,
 )
 from bioren.arrays.threads import with_one_blas_thread
@@ -168,9 +169,8 @@ def align(
     ----------
     x
         Expression on a log scale, shape ``(cells, genes)``, any kind that `row_blocks` reads.
-        NaN stands for a value that was not measured.  Where states are sought, and only there,
-        the sample's mean of the gene takes its place, or the reference's if the sample has none;
-        genes of which the reference has no value play no part there.
+        NaN stands for a value that was not measured; where states are sought, and only there,
+        the sample's mean of the gene takes its place.
     facts
         Sample of each cell, in ``range(n_samples)``, each having a cell; and what labels there
         are.  Covariates play no part.
@@ -214,11 +214,7 @@ def align(
         return with_errors(plain, np.ones((len(codes), 1)))
     some, genes = variable or (x, np.arange(x.shape[1]))
     if whole.incomplete:
-        # A gene that the reference lacks tells samples apart, and no states.
-        known = np.flatnonzero(alignment.reference.count[genes] > 0)
-        some, genes = stacked([block[:, known] for _, block in row_blocks(some)]), genes[known]
-        stand_in = np.where(whole.count > 0, whole.mean, alignment.reference.mean)
-        some = filled(some, codes, stand_in[:, genes])
+        some, genes = _without_missing(some, genes, codes, whole=whole, onto=alignment.reference)
     seen = gather_rows(some, sketch)
     n_states = max(1, min(default_n_states(len(codes)), TABLE_ENTRIES // max(1, whole.mean.size)))
 
@@ -263,6 +259,20 @@ def align(
         standardized = standardize(by_state, in_reference)
         alignment = compare(standardized, removal)
     return with_errors(standardized, share)._replace(overlap_before=overlap_before)
+
+
+def _without_missing(
+    some: Any, genes: Positions, codes: SampleCodes, *, whole: Moments, onto: Moments
+) -> tuple[Block, Positions]:
+    """Return in what states are sought where values are missing: a matrix and its genes.
+
+    The sample's mean stands for a missing value, or the reference's if the sample has none.  A
+    gene that the reference lacks would tell samples apart, not states, and is left out.
+    """
+    known = np.flatnonzero(onto.count[genes] > 0)
+    there = stacked([block[:, known] for _, block in row_blocks(some)])
+    mean = np.where(whole.count > 0, whole.mean, onto.mean)
+    return filled(there, codes, mean[:, genes[known]]), genes[known]
 
 
 def warn_isolated(names: Sequence[str], alignment: Alignment) -> None:
