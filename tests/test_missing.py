@@ -43,6 +43,9 @@ def test_the_message_tells_how_many_of_which_genes_and_what_to_do():
         assert "keep the 2 genes (40%) that are complete: adata[:, adata.to_df()" in message
     told = missing_message(x, batches([0, 0, 1, 1]))
     assert "2 genes have no value at all in sample 'a', as after an outer join" in told
+    x[3] = np.nan
+    assert "5 genes. 1 cells have no value at all: leave them out. bioren" in missing_message(x)
+    x[3] = 1
     kept = AnnData(x)[:, AnnData(x).to_df().notna().all()].copy()
     assert kept.n_vars == 2
 

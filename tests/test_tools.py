@@ -387,9 +387,11 @@ def test_effects_have_a_row_per_sample_and_gene(integrate, adata):
     integrate(adata)
     table = bioren.tl.batch_effects(adata)
     errors = ["standard_error_r", "standard_error_d"]
+    counts = ["cells", "n_measured"]
     assert list(table) == [
-        *("sample", "gene", "cells", "r", "d", *errors, "standardized", "removed", "kept")
+        *("sample", "gene", *counts, "r", "d", *errors, "standardized", "removed", "kept")
     ]
+    assert (table["n_measured"] == table["cells"]).all()
     assert table["standardized"].dtype == bool
     assert table["standardized"].all()
     assert_allclose(table["removed"] + table["kept"], 1)

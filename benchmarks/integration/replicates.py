@@ -5,8 +5,8 @@
 Needs the public sets in the folder BIOREN_DATA: a proteome and a metabolome with missing values,
 where the same mice (or, "proteome_mice:strain", mice of one strain), cows and sheep were measured
 in several batches; regions of kidneys on several slides; surface proteins of 13 studies (200 cells
-each); bulk arrays.  The proteome and the metabolome are brought to a common level run by run, by the
-median difference from the features' medians (Dieterle et al. 2006); regions to log counts per
+each); bulk arrays.  The proteome and the metabolome are brought to a common level run by run, by
+the median difference from the features' medians (Dieterle et al. 2006); regions to log counts per
 million; surface proteins to log1p.
 
 Methods that are told more than the batch say so: "knows" the truth, or "controls", the quality

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bioren.arrays.groups import Batches
-from bioren.arrays.missing import count_measured
+from bioren.arrays.missing import count_empty, count_measured
 from bioren.arrays.shapes import CountBySamplesAndGenes
 
 __all__ = ["missing_message", "warn_missing"]
@@ -31,9 +31,11 @@ def missing_message(x: Any, batches: Batches | None = None) -> str:
     measured = count_measured(x, codes, 1 if batches is None else len(batches.names))
     complete = int((measured.sum(axis=0) == len(codes)).sum())
     absent = "" if batches is None else _absent(measured, batches)
+    empty = count_empty(x)
     parts = [
         f"{_how_many(measured, len(codes))}.",
         *([f"{absent}, as after an outer join of samples whose genes differ."] if absent else []),
+        *([f"{empty:,} cells have no value at all: leave them out."] if empty else []),
         "bioren.pp.bridge takes them as not measured (but not beside a population). Else impute "
         f"them, or keep the {complete:,} genes ({complete / x.shape[1]:.0%}) that are complete: "
         "adata[:, adata.to_df().notna().all()].copy()",

@@ -10,7 +10,12 @@ from scipy import sparse
 from bioren.arrays.blocks import Block, row_blocks, stacked, to_dense
 from bioren.arrays.shapes import CountBySamplesAndGenes, SampleCodes, SamplesByGenes
 
-__all__ = ["count_measured", "filled"]
+__all__ = ["count_empty", "count_measured", "filled"]
+
+
+def count_empty(x: Any) -> int:
+    """Return the number of cells of which no gene was measured; `x` as for `count_measured`."""
+    return sum(int(np.isnan(to_dense(block)).all(axis=1).sum()) for _, block in row_blocks(x))
 
 
 def count_measured(x: Any, codes: SampleCodes, n_samples: int) -> CountBySamplesAndGenes:
