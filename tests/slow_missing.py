@@ -29,7 +29,8 @@ def plain_bridge(x, codes, in_reference, r_max=2.0):
             n, others = len(part), sum(len(parts[o]) for o in there if o != s)
             r[s, g] = np.sqrt((n * part.var() + PRIOR * within) / (n + PRIOR) / within)
             d[s, g] = (part.mean() - level[g]) / spread[g]
-            error[s, g] = (1 - share[s]) * np.sqrt(1 / n + (1 / others if others else 0))
+            moves = 1 - (s in there) / len(there)  # the reference moves along with its samples
+            error[s, g] = moves * np.sqrt(1 / n + (1 / others if others else 0))
     out = x.copy()
     for s in range(n_samples):
         known = np.isfinite(error[s])
