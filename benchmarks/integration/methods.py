@@ -98,7 +98,7 @@ def scanorama(adata, seed, *, dimred=100):
 
     names = adata.obs["batch"].cat.categories
     parts = [adata[adata.obs["batch"] == name].copy() for name in names]
-    scanorama.integrate_scanpy(parts, seed=seed, dimred=dimred)
+    scanorama.integrate_scanpy(parts, seed=seed, dimred=dimred, verbose=False)
     z = pd.concat([pd.DataFrame(p.obsm["X_scanorama"], index=p.obs_names) for p in parts])
     return z.loc[adata.obs_names].to_numpy()
 
