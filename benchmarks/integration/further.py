@@ -4,6 +4,8 @@ CiLISI: batches among 90 neighbors within a type alone, 0 none other, 1 all alik
 kSIM accepted: share of cells of whose 25 neighbors nine tenths have the cell's own type.
 Leiden NMI, Leiden ARI: agreement of clusters of the neighbor graph with the types.
 Batch NMI, Batch ARI: agreement of the same clusters with the batches; lower is better.
+Clusters at 1: how many clusters Leiden makes at resolution 1, to be compared with the number before
+    correction and that of the types; many more say that the method divides what is continuous.
 Total without silhouettes: .6 bio (Leiden NMI and ARI, cLISI) + .4 batch (iLISI, kBET, graph
     connectivity, principal component regression); see below.
 Without regression, either: the same, its batch score the mean of the three others; graphs have it.
@@ -18,9 +20,9 @@ and told in metrics.csv.  Silhouettes look at distances between whole groups, an
 mixed that are not (Rautenstrauch and Ohler 2025, doi:10.1038/s41587-025-02743-4); three of the
 total's ten metrics are such: silhouette of types, isolated labels and BRAS.
 
-CiLISI is that of Andreatta et al. 2024 (doi:10.1038/s41467-024-45240-z): a method cannot gain by
-mixing types.  kSIM is that of Li et al. 2020 (doi:10.1038/s41592-020-0905-x).  The clusters' NMI
-and ARI with batches are above 0 even if all is well where batches differ in composition.
+CiLISI follows Andreatta et al. 2024 (STACAS): a method cannot gain by mixing types.  kSIM follows
+Li et al. 2020 (Pegasus).  The clusters' NMI and ARI with batches are above 0 even if all is well
+where batches differ in composition.
 
 What stays of the structure within types is asked in safety.py, since the genes that are to be told
 have to be kept from the methods.
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
 
 MOST = max(NEIGHBORS.values())
 ALIKE, SHARE = 25, 0.9  # kSIM: neighbors, the cell itself included, and how many are of its type
-THEIRS = tuple(np.linspace(0.2, 2, 10).round(1))  # resolutions that scib-metrics tries
+THEIRS = tuple(fifths / 5 for fifths in range(1, 11))  # resolutions that scib-metrics tries
 RESOLUTIONS = (0.02, 0.05, 0.1, 0.15, *THEIRS)
 TOTAL, BARE_TOTAL = "without silhouettes", "without silhouettes, regression"
 THEIR_TOTAL = "without silhouettes, from .2"
+CLUSTERS = "clusters at 1"
 FURTHER = [
     TOTAL,
     BARE_TOTAL,
@@ -54,6 +57,7 @@ FURTHER = [
     "Leiden ARI",
     "Batch NMI",
     "Batch ARI",
+    CLUSTERS,
 ]
 
 
@@ -74,6 +78,7 @@ def further_scores(
         "CiLISI": mixing_within_types(result, cells, (kind, batch)),
         "kSIM accepted": own_type_around(near, kind),
         **agreement(best_of(clusters, RESOLUTIONS, kind), kind, batch),
+        CLUSTERS: float(clusters[1].max() + 1),
     }
     theirs = agreement(best_of(clusters, THEIRS, kind), kind, batch)
     with_theirs = totals(found | theirs)
