@@ -78,6 +78,8 @@ def tables(records: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     found = pd.DataFrame(list(runs.pop("scores")), index=runs.index)
     means = found.reindex(columns=MEANS)
     metrics = found.drop(columns=MEANS, errors="ignore")
+    known = metrics.columns.union(["BRAS", *FURTHER], sort=False)
+    metrics = metrics.reindex(columns=known)  # graphs alone lack some
     others = [name for name in (*COSTS, "cores", "version") if name in runs]
     return runs[RUN].join([means, runs[others]]), runs[RUN].join(metrics)
 
