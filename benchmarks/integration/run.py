@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from further import FURTHER, TOTAL, further_scores
+from further import CLUSTERS, FURTHER, TOTAL, further_scores
 from measure import MethodFailed, Store
 from methods import COMPARED, METHODS
 from scores import STARTS, scored_cells, scores
@@ -114,7 +114,11 @@ def table_of(runs: pd.DataFrame) -> str:
 def further_table(metrics: pd.DataFrame) -> str:
     """Return the table of further scores of one data set, means over the seeds."""
     means = metrics.groupby("method", sort=False)[["BRAS", *FURTHER]].mean()
-    lines = [[name, *(number(value) for value in row)] for name, row in means.iterrows()]
+    digits = [1 if column == CLUSTERS else 3 for column in means.columns]
+    lines = [
+        [name, *(number(value, n) for value, n in zip(row, digits, strict=True))]
+        for name, row in means.iterrows()
+    ]
     return markdown(["", *means.columns], lines)
 
 
