@@ -3,6 +3,10 @@
 Counts, CP10k, log1p, 2,000 variable genes by batch (all genes where there are no more) and 50
 principal components.  The counts of the same genes stay in layers["counts"] for the methods that
 model counts.  A file that holds an embedding alone is taken as it is.
+
+    python benchmarks/integration/data.py FILE.h5ad PART.h5ad --types "CD4 T cells; CD8 T cells"
+
+writes the cells of some types, so that they can be compared by themselves.
 """
 
 from __future__ import annotations
@@ -71,3 +75,25 @@ def normalized(adata: AnnData) -> AnnData:
         del adata.var["highly_variable"]
     sc.pp.pca(adata, n_comps=min(50, min(adata.shape) - 1))
     return adata
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="data set")
+    parser.add_argument("part", type=Path, help="file to be written")
+    parser.add_argument("--types", required=True, help="cell types, between semicolons")
+    options = parser.parse_args()
+    adata = read(options.file)
+    wanted = [name.strip() for name in options.types.split(";")]
+    unknown = sorted(set(wanted) - set(adata.obs["cell_type"]))
+    if unknown:
+        parser.error(f"no cells of {unknown}; there are {sorted(set(adata.obs['cell_type']))}")
+    adata = adata[adata.obs["cell_type"].isin(wanted)].copy()
+    adata.write_h5ad(options.part)
+    print(f"{adata.n_obs:,} cells of {len(wanted)} types in {options.part}")
+
+
+if __name__ == "__main__":
+    main()

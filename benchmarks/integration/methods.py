@@ -66,24 +66,59 @@ def pca(adata, seed):
     return adata.obsm["X_pca"]
 
 
-def harmony(adata, seed):
+def harmony(adata, seed, *, n_components=50, **options):
+    """Return what harmonypy makes of the components; its version 2 is Harmony2 by default."""
     import harmonypy
 
     found = harmonypy.run_harmony(
-        adata.obsm["X_pca"], adata.obs, "batch", verbose=False, random_state=seed
+        adata.obsm["X_pca"][:, :n_components],
+        adata.obs,
+        "batch",
+        verbose=False,
+        random_state=seed,
+        **options,
     )
     z = np.asarray(found.Z_corr)
     return z if len(z) == adata.n_obs else z.T  # harmonypy 2 turned the axes round
 
 
-def scanorama(adata, seed):
+def harmony_20(adata, seed):
+    """Return Harmony on the first 20 components: what later ones add is noise in some sets."""
+    return harmony(adata, seed, n_components=20)
+
+
+def harmony_ridge(adata, seed):
+    """Return Harmony with the fixed ridge penalty of its first version, not one per cluster."""
+    return harmony(adata, seed, lamb=1)
+
+
+def harmony_of_scanpy(adata, seed, *, flavor="harmony2"):
+    """Return scanpy's own Harmony of the components; in scanpy from 1.13 on."""
+    import scanpy as sc
+
+    sc.pp.harmony_integrate(adata, "batch", flavor=flavor, rng=seed)
+    return adata.obsm["X_pca_harmony"]
+
+
+def harmony_1_of_scanpy(adata, seed):
+    """Return scanpy's own Harmony as it was first published."""
+    return harmony_of_scanpy(adata, seed, flavor="harmony1")
+
+
+def scanorama(adata, seed, *, dimred=100):
+    """Return Scanorama's embedding, of 100 dimensions as it is set."""
     import scanorama
 
     names = adata.obs["batch"].cat.categories
     parts = [adata[adata.obs["batch"] == name].copy() for name in names]
-    scanorama.integrate_scanpy(parts, seed=seed)
+    scanorama.integrate_scanpy(parts, seed=seed, dimred=dimred, verbose=False)
     z = pd.concat([pd.DataFrame(p.obsm["X_scanorama"], index=p.obs_names) for p in parts])
     return z.loc[adata.obs_names].to_numpy()
+
+
+def scanorama_50(adata, seed):
+    """Return Scanorama's embedding of as many dimensions as the others start from."""
+    return scanorama(adata, seed, dimred=50)
 
 
 def combat(adata, seed):
@@ -115,6 +150,17 @@ def scvi(adata, seed):
     return model.get_latent_representation()
 
 
+def drvi(adata, seed):
+    """Return DRVI's latents from raw counts, as it is set; of scvi-tools 1.5 or newer."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.external.DRVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = scvi.external.DRVI(adata)
+    model.train(enable_progress_bar=False)
+    return model.get_latent_representation()
+
+
 def scalex(adata, seed):
     """Return SCALEX's latents with its default settings, from log-expression.
 
@@ -142,6 +188,34 @@ def bioren(adata, seed):
     if is_embedding(adata):
         return bioren_states(adata, seed)
     bioren.tl.integrate(adata, "batch", rng=seed, progress=False)
+    return adata.obsm["X_bioren"]
+
+
+def condo_told_types(adata, seed):
+    """Return components after ConDo, which needs to know all cell types; the largest batch first.
+
+    Batches are merged one after the other, by the linear adapter that its authors name first.
+    """
+    from condo import ConDoAdapterKLD
+    from condo.batch_integration import agglomerative_integrate
+
+    batch = adata.obs["batch"].to_numpy(str)
+    found = agglomerative_integrate(
+        adata.obsm["X_pca"].astype(float),
+        batch,
+        adata.obs["cell_type"].to_numpy(str),
+        batch_score=pd.Series(batch).value_counts().astype(float).to_dict(),
+        adapter_factory=ConDoAdapterKLD,
+        verbose=False,
+    )
+    return found.Y_out
+
+
+def bioren_told_types(adata, seed):
+    """Return the embedding that is made with all cell types known."""
+    import bioren
+
+    bioren.tl.integrate(adata, "batch", labels_key="cell_type", rng=seed, progress=False)
     return adata.obsm["X_bioren"]
 
 
@@ -221,12 +295,20 @@ def bioren_with_types_aligned(adata, seed):
 METHODS = {
     "pca": Method(pca, "scanpy", (), random=False, embedding=True),
     "harmony": Method(harmony, "harmonypy", ("harmonypy",), embedding=True),
+    "harmony 20": Method(harmony_20, "harmonypy", ("harmonypy",), embedding=True),
+    "harmony ridge": Method(harmony_ridge, "harmonypy", ("harmonypy",), embedding=True),
     "scanorama": Method(scanorama, "scanorama", ("scanorama",)),
+    "scanorama 50": Method(scanorama_50, "scanorama", ("scanorama",)),
     "combat": Method(combat, "scanpy", ("scanpy",), random=False),
     "bbknn": Method(bbknn, "bbknn", ("bbknn",), random=False, embedding=True),
     "scvi": Method(scvi, "scvi-tools", ("scvi",), counts=True, slow=True),
+    "drvi": Method(drvi, "scvi-tools", ("scvi", "scvi.external"), counts=True, slow=True),
     "scalex": Method(scalex, "scalex", ("scalex.data", "scalex.net.vae", "scalex.plot"), slow=True),
     "bioren": Method(bioren, "bioren", ("bioren.tools",), embedding=True),
+    "harmony 2, scanpy": Method(harmony_of_scanpy, "scanpy", ("scanpy",), embedding=True),
+    "harmony 1, scanpy": Method(harmony_1_of_scanpy, "scanpy", ("scanpy",), embedding=True),
+    "condo, told types": Method(condo_told_types, "condo", ("condo",), random=False),
+    "bioren, told types": Method(bioren_told_types, "bioren", ("bioren.tools",)),
     "bioren, trained": Method(bioren_trained, "bioren", ("bioren.tools",)),
     "bioren, genes alone": Method(bioren_genes, "bioren", ("bioren.preprocessing", "scanpy")),
     "bioren, states alone": Method(bioren_states, "bioren", ("bioren.tools",)),
@@ -235,5 +317,6 @@ METHODS = {
     "bioren, types aligned": Method(bioren_with_types_aligned, "bioren", ("bioren.tools",)),
     "bioren, plain moments": Method(bioren_without_standardization, "bioren", ("bioren.tools",)),
 }
-#: What `make benchmarks` compares; the other entries are parts of bioren by themselves.
-COMPARED = [name for name in METHODS if "," not in name]
+#: What `make benchmarks` compares; the others are parts of bioren, or are told the cell types, or
+#: need newer packages than the rest (DRVI, scanpy's own Harmony).
+COMPARED = [name for name in METHODS if "," not in name and name != "drvi"]

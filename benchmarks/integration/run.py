@@ -4,7 +4,7 @@
 
 Each file holds counts, with obs["batch"] and obs["cell_type"]; without files, the six public sets
 in the folder BIOREN_DATA are taken.  data.py says how they are prepared, methods.py what is run,
-measure.py what seconds and memory mean, scores.py how results are scored.
+measure.py what seconds and memory mean, scores.py and further.py how results are scored.
 
 Runs are kept under runs/ in the folder of results.  Those of the peers are not repeated, so that
 an interrupted comparison goes on where it stopped; bioren is run each time.  Written are scores.csv
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from further import CLUSTERS, FURTHER, TOTAL, further_scores
 from measure import MethodFailed, Store
 from methods import COMPARED, METHODS
 from scores import STARTS, scored_cells, scores
@@ -56,9 +57,11 @@ def compare(path: Path, methods: list[str], seeds: dict[bool, int], again: list[
                 print(f"{path.stem}: {name} failed: {error}", file=sys.stderr, flush=True)
                 failed.append(f"{name} on {path.stem}")
                 break
-            scorer = f"{version(SCORER)}, {STARTS} starts, {len(MEANS)} means"
+            scorer = f"{version(SCORER)}, {STARTS} starts, {len(MEANS)} means, {len(FURTHER)} more"
             if record.get("scorer") != scorer:
-                record |= {"scorer": scorer, "scores": scores(adata, result)}
+                found = scores(adata, result)
+                found |= further_scores(adata, result, found)
+                record |= {"scorer": scorer, "scores": found}
                 store.write(record)
             records.append({"data": path.stem, **record})
             total = record["scores"].get("total", float("nan"))
@@ -75,6 +78,8 @@ def tables(records: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     found = pd.DataFrame(list(runs.pop("scores")), index=runs.index)
     means = found.reindex(columns=MEANS)
     metrics = found.drop(columns=MEANS, errors="ignore")
+    known = metrics.columns.union(["BRAS", *FURTHER], sort=False)
+    metrics = metrics.reindex(columns=known)  # graphs alone lack some
     others = [name for name in (*COSTS, "cores", "version") if name in runs]
     return runs[RUN].join([means, runs[others]]), runs[RUN].join(metrics)
 
@@ -106,6 +111,17 @@ def table_of(runs: pd.DataFrame) -> str:
     return markdown(["", "Total (range)", *MEANS[1:], *COSTS.values()], lines)
 
 
+def further_table(metrics: pd.DataFrame) -> str:
+    """Return the table of further scores of one data set, means over the seeds."""
+    means = metrics.groupby("method", sort=False)[["BRAS", *FURTHER]].mean()
+    digits = [1 if column == CLUSTERS else 3 for column in means.columns]
+    lines = [
+        [name, *(number(value, n) for value, n in zip(row, digits, strict=True))]
+        for name, row in means.iterrows()
+    ]
+    return markdown(["", *means.columns], lines)
+
+
 def summary(runs: pd.DataFrame, values: str) -> str:
     """Return the table of totals, the best of each data set in bold."""
     totals = runs.pivot_table(index="method", columns="data", values=values, sort=False)
@@ -121,7 +137,7 @@ def summary(runs: pd.DataFrame, values: str) -> str:
     return markdown(["", *totals.columns], lines)
 
 
-def report(runs: pd.DataFrame) -> str:
+def report(runs: pd.DataFrame, metrics: pd.DataFrame) -> str:
     """Return all tables as Markdown."""
     cores = " or ".join(str(n) for n in sorted(runs["cores"].unique()))
     seeds = runs["seed"].max() + 1
@@ -135,9 +151,12 @@ def report(runs: pd.DataFrame) -> str:
         summary(runs, "steady"),
         "## Steady totals without principal component regression",
         summary(runs, "steady without regression"),
+        "## Totals without silhouettes (further.py)",
+        summary(metrics, TOTAL),
     ]
     for name, group in runs.groupby("data", sort=False):
-        parts += [f"## {name}", table_of(group)]
+        further = further_table(metrics[metrics["data"] == name])
+        parts += [f"## {name}", table_of(group), further]
     return "\n\n".join(parts) + "\n"
 
 
@@ -182,9 +201,9 @@ def main() -> None:
             runs, metrics = tables(records)
             runs.to_csv(options.output / "scores.csv", index=False)
             metrics.to_csv(options.output / "metrics.csv", index=False)
-            (options.output / "scores.md").write_text(report(runs), encoding="utf-8")
+            (options.output / "scores.md").write_text(report(runs, metrics), encoding="utf-8")
     if records:
-        print("\n" + report(runs))
+        print("\n" + report(runs, metrics))
     if failed:
         sys.exit(f"failed: {'; '.join(failed)}")
 

@@ -1,13 +1,15 @@
 """Does integration leave alone what it should?  Null data, conditions, composition, markers.
 
-    python benchmarks/integration/safety.py
+    python benchmarks/integration/safety.py [QUESTION ...] [--output FOLDER]
 
-Needs the public sets in the folder BIOREN_DATA.  Each table is told by the function that makes
-it; all are written to benchmarks/results/integration/safety.csv as rows of (question, case, value).
+Needs the public sets in the folder BIOREN_DATA.  Each question is told by the function that answers
+it; without names all are asked.  Answers are written to safety.csv in the folder of results, as
+rows of (question, case, value).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import warnings
 from pathlib import Path
@@ -19,6 +21,7 @@ import scanpy as sc
 from methods import METHODS, harmony
 from run import RESULTS
 from scipy.stats import spearmanr, ttest_ind
+from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
 
 import bioren
@@ -52,27 +55,94 @@ def integrate(adata, key: str, **options):
 
 
 def null_halves():
-    """Random halves of one donor, 5 splits: neighbors kept, and genes that differ afterwards."""
+    """Random halves of one donor, 5 splits: what is kept, and genes that differ afterwards.
+
+    Each method's embedding is compared with the one it begins from.  Clusters are Leiden's at
+    resolution 1; two starts on the embedding before tell in how far they are certain at all.  By
+    chance .05 of the genes have p < .05; fewer say that the halves' means were made equal.
+    """
     adata = public("kang_pbmc_ctrl_8donors")
     adata = adata[adata.obs["batch"] == "1015"].copy()
     sc.pp.pca(adata, n_comps=50)
     for split in range(5):
         half = np.random.default_rng(split).permutation(adata.n_obs) % 2
         adata.obs["half"] = pd.Categorical(half.astype(str))
-        even, untouched = (integrate(adata, "half", strength=s) for s in (1, 0))
-        on_pca = integrate(adata, "half", use_rep="X_pca").obsm["X_bioren"]
-        theirs = harmony(renamed(adata, "half"), split)
-        kept = {
-            "bioren, from genes": overlap(untouched.obsm["X_bioren"], even.obsm["X_bioren"]),
-            "bioren, from X_pca": overlap(adata.obsm["X_pca"], on_pca),
-            "harmony": overlap(adata.obsm["X_pca"], theirs),
-        }
-        for method, share in kept.items():
-            yield "null: share of 15 neighbors kept", method, share
-        for name, x in (("before", adata.X.toarray()), ("after", even.layers["bioren"])):
-            p = np.nan_to_num(ttest_ind(x[half == 0], x[half == 1], equal_var=False).pvalue, nan=1)
-            yield "null: share of genes with p < .05", name, (p < 0.05).mean()
-            yield "null: genes with p < .05 / genes", name, (p < 0.05 / len(p)).sum()
+        halves = renamed(adata, "half")
+        placed, expressed = pairs_of_ours(halves)
+        theirs = pairs_of_peers(halves, split)
+        placed |= theirs[0]
+        expressed |= theirs[1]
+        for method, pair in placed.items():
+            yield "null: share of 15 neighbors kept", method, overlap(*pair)
+            yield "null: clusters kept (ARI)", method, clusters_kept(*pair)
+            again = clusters_kept(pair[0], pair[0])
+            yield "null: clusters of two starts, before (ARI)", method, again
+        for method, pair in expressed.items():
+            for when, x in zip(("before", "after"), pair, strict=True):
+                p = np.nan_to_num(
+                    ttest_ind(x[half == 0], x[half == 1], equal_var=False).pvalue, nan=1
+                )
+                case = f"{method}, {when}"
+                yield "null: share of genes with p < .05", case, (p < 0.05).mean()
+                yield "null: genes with p < .05 / genes", case, (p < 0.05 / len(p)).sum()
+
+
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # by method: before and after
+
+
+def pairs_of_ours(adata) -> tuple[Pairs, Pairs]:
+    """Return bioren's embeddings and expression, before and after."""
+    even, untouched = (integrate(adata, "batch", strength=s) for s in (1, 0))
+    on_pca = integrate(adata, "batch", use_rep="X_pca").obsm["X_bioren"]
+    placed = {
+        "bioren, from genes": (untouched.obsm["X_bioren"], even.obsm["X_bioren"]),
+        "bioren, from X_pca": (adata.obsm["X_pca"], on_pca),
+    }
+    return placed, {"bioren": (adata.X.toarray(), even.layers["bioren"])}
+
+
+def pairs_of_peers(adata, seed: int) -> tuple[Pairs, Pairs]:
+    """Return the peers' embeddings and expression, before and after; Harmony has no expression."""
+    pca = adata.obsm["X_pca"]
+    placed = {
+        "harmony": (pca, METHODS["harmony"].run(adata, seed)),
+        "harmony 20": (pca[:, :20], METHODS["harmony 20"].run(adata, seed)),
+    }
+    dense = adata.copy()
+    placed["combat"] = pca, METHODS["combat"].run(dense, seed)
+    expressed = {"combat": (adata.X.toarray(), dense.X)}
+    for dimensions in (100, 50):
+        # No alignment scores above 1, so that nothing is matched: what Scanorama begins from.
+        (before, x), (after, corrected) = (
+            scanorama_of(adata, seed=seed, dimred=dimensions, alpha=alpha) for alpha in (2, 0.1)
+        )
+        placed[f"scanorama {dimensions}"] = before, after
+        expressed["scanorama"] = x, corrected
+    return placed, expressed
+
+
+def scanorama_of(adata, **options) -> tuple[np.ndarray, np.ndarray]:
+    """Return Scanorama's embedding and expression, in the order of the cells and genes."""
+    import scanorama
+
+    batch = adata.obs["batch"]
+    parts = [adata[batch == name].copy() for name in batch.cat.categories]
+    found = scanorama.correct_scanpy(parts, return_dimred=True, verbose=False, **options)
+    order = np.argsort(np.concatenate([np.flatnonzero(batch == n) for n in batch.cat.categories]))
+    z = np.concatenate([part.obsm["X_scanorama"] for part in found])
+    x = np.concatenate([part[:, adata.var_names].X.toarray() for part in found])
+    return z[order], x[order]
+
+
+def clusters_kept(before: np.ndarray, after: np.ndarray) -> float:
+    """Return how clusters of the one agree with those of the other: adjusted Rand index."""
+    found = []
+    for seed, z in enumerate((before, after)):
+        cells = anndata.AnnData(np.ascontiguousarray(z, dtype=np.float32))
+        sc.pp.neighbors(cells, use_rep="X", random_state=0)
+        sc.tl.leiden(cells, flavor="igraph", n_iterations=-1, directed=False, random_state=seed)
+        found.append(cells.obs["leiden"].to_numpy())
+    return adjusted_rand_score(*found)
 
 
 def renamed(adata, key: str):
@@ -188,32 +258,68 @@ def unseen_genes():
     """What neighbors of other samples tell of genes that the embedding has not seen.
 
     What differs between samples plays no part.  What differs between the cells of a sample does,
-    whether biology or depth, which is seen in all genes.
+    whether biology or depth, which is seen in all genes.  "Within types" asks each type by itself:
+    what is told there is structure that a score of types does not see.
     """
-    for name in CORE:
-        adata = public(name)
+    for name, adata in sets_of_several_types():
         rng = np.random.default_rng(5)
         apart = rng.permutation(adata.n_vars) < adata.n_vars // 5
         cells = rng.permutation(adata.n_obs)[:6000]
         seen, unseen = adata[cells][:, ~apart].copy(), adata.X[cells][:, apart].toarray()
         sc.pp.pca(seen, n_comps=50)
-        batch = seen.obs["batch"].to_numpy(dtype=str)
-        for method in ("pca", "harmony", "bioren", "bioren, no denoising"):
-            told = told_by_others(METHODS[method].run(seen.copy(), 0), batch, unseen)
-            question = f"unseen genes: share told by 15 neighbors of other samples, {name}"
-            yield question, method, told
+        batch, kind = (seen.obs[key].to_numpy(dtype=str) for key in ("batch", "cell_type"))
+        for method in ASKED:
+            z = METHODS[method].run(seen.copy(), 0)
+            question = "unseen genes: share told by 15 neighbors of other samples"
+            yield f"{question}, {name}", method, told_by_others(z, batch, unseen)
+            within = told_within(z, (kind, batch), unseen)
+            yield f"{question}, within types, {name}", method, within
+
+
+ASKED = (
+    "pca",
+    "harmony",
+    "harmony 20",
+    "scanorama",
+    "scanorama 50",
+    "combat",
+    "bioren",
+    "bioren, no denoising",
+)
+
+
+def sets_of_several_types():
+    """Yield the core sets, eight donors, and their T cells alone, with names."""
+    for name in (*CORE, "kang_pbmc_ctrl_8donors"):
+        adata = public(name)
+        yield name, adata
+    t_cells = adata[adata.obs["cell_type"].isin(["CD4 T cells", "CD8 T cells"])].copy()
+    yield f"{name}, T cells", t_cells
+
+
+def told_within(z: np.ndarray, labels: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> float:
+    """Return `told_by_others` of each type by itself, weighted by cells; types with 60 or more."""
+    kinds, batch = labels
+    shares, sizes = [], []
+    for kind in np.unique(kinds):
+        here = kinds == kind
+        found = told_by_others(z[here], batch[here], x[here]) if here.sum() >= 60 else np.nan
+        if np.isfinite(found):
+            shares.append(found)
+            sizes.append(here.sum())
+    return float(np.average(shares, weights=sizes))
 
 
 def told_by_others(z: np.ndarray, batch: np.ndarray, x: np.ndarray) -> float:
     """Return the share of variance within samples that neighbors of other samples tell.
 
     It is r * |r|, the mean over the genes that vary in a sample; samples count by their cells,
-    those with fewer than 30 not at all.
+    those with fewer than 30 not at all, nor if the others together have fewer.  NaN: none counts.
     """
     shares, sizes = [], []
     for sample in np.unique(batch):
         here = batch == sample
-        if here.sum() < 30:
+        if min(here.sum(), (~here).sum()) < 30:
             continue
         nearest = NearestNeighbors(n_neighbors=15).fit(z[~here]).kneighbors(z[here])[1]
         own, told = x[here], x[~here][nearest].mean(axis=1)  # cells x genes
@@ -223,7 +329,7 @@ def told_by_others(z: np.ndarray, batch: np.ndarray, x: np.ndarray) -> float:
         r = (own * told).sum(axis=0) / np.where(norm > 0, norm, 1)  # 0 where all are told the same
         shares.append(np.mean(r * np.abs(r)))
         sizes.append(here.sum())
-    return float(np.average(shares, weights=sizes))
+    return float(np.average(shares, weights=sizes)) if shares else float("nan")
 
 
 def markers():
@@ -256,10 +362,9 @@ def difference(x: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return np.nan_to_num(ttest_ind(x[cells], x[~cells], equal_var=False).statistic)
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    rows = []
-    questions = (
+QUESTIONS = {
+    question.__name__: question
+    for question in (
         null_halves,
         cell_lines,
         condition,
@@ -268,14 +373,30 @@ def main() -> None:
         unseen_genes,
         markers,
     )
-    for question in questions:
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("questions", nargs="*", help=f"of {', '.join(QUESTIONS)}; none: all")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
+    options = parser.parse_args()
+    unknown = sorted(set(options.questions) - set(QUESTIONS))
+    if unknown:
+        parser.error(f"unknown questions {unknown}; choose from {list(QUESTIONS)}")
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in options.questions or QUESTIONS:
+        question = QUESTIONS[name]
         part = pd.DataFrame(question(), columns=["question", "case", "value"])
         rows.append(part)
         print(f"\n{question.__doc__.splitlines()[0]}")
         table = part.groupby(["question", "case"], sort=False)["value"].agg(["mean", "min", "max"])
         print(table.round(4).to_string(), flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    pd.concat(rows).to_csv(RESULTS / "safety.csv", index=False)
+    options.output.mkdir(parents=True, exist_ok=True)
+    pd.concat(rows).to_csv(options.output / "safety.csv", index=False)
 
 
 if __name__ == "__main__":
