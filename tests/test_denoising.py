@@ -34,7 +34,8 @@ def test_each_cell_lies_between_its_states_centers_and_its_place(given):
     for i in range(len(z)):
         centers = [np.average(z - apart, axis=0, weights=w) for w in share.T]
         center = sum(share[i, k] * center for k, center in enumerate(centers)) + apart[i]
-        assert_allclose(moved[i], trust * z[i] + (1 - trust) * center, rtol=1e-6, atol=1e-6)
+        kept = np.sqrt(trust)
+        assert_allclose(moved[i], kept * z[i] + (1 - kept) * center, rtol=1e-6, atol=1e-6)
 
 
 @given(placed())
@@ -96,19 +97,25 @@ def test_a_state_without_cells_changes_nothing():
     assert_allclose(moved(share), moved(share[:, :1]))
 
 
-def test_the_true_places_are_nearer_than_those_seen():
+def test_places_are_nearer_to_the_true_ones_and_vary_as_much_within_states():
     rng = np.random.default_rng(0)
-    share = np.eye(2)[rng.integers(0, 2, 1000)]
-    true = share @ np.array([[0, 0], [5, 5]]) + rng.normal(0, [1, 0.3], (1000, 2))
+    kind, spread = rng.integers(0, 2, 20_000), np.array([1, 0.3])
+    share = np.eye(2)[kind]
+    true = share @ np.array([[0, 0], [5, 5]]) + rng.normal(0, spread, (len(kind), 2))
     seen = true + rng.normal(0, 0.6, true.shape)
-    trust = np.array([1, 0.3]) ** 2 / (np.array([1, 0.3]) ** 2 + 0.6**2)
     nothing = np.zeros_like(seen)
 
-    def error(kept):
-        found = Denoiser.fit(seen, share, nothing, reliability=kept).denoised(seen, share, nothing)
-        return np.square(found - true).mean()
+    def denoised(trust):
+        return Denoiser.fit(seen, share, nothing, reliability=trust).denoised(seen, share, nothing)
 
-    assert error(trust) < 0.8 * min(error(np.ones(2)), error(np.zeros(2)))
+    def error(trust):
+        return np.square(denoised(trust) - true).mean()
+
+    trust = spread**2 / (spread**2 + 0.6**2)
+    assert error(trust) < 0.9 * min(error(np.ones(2)), error(np.zeros(2)))
+    for state in (0, 1):
+        of_state = denoised(trust)[kind == state]
+        assert_allclose(of_state.std(axis=0), spread, rtol=0.03)
 
 
 # How much of a component is noise

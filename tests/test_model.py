@@ -262,7 +262,7 @@ def test_each_strength_leaves_its_share_in_the_embedding(shifted, untouched):
     before = apart(untouched.embed(shifted), shifted)
     for strength in (0.25, 0.5, 0.75, 1):
         left = apart(embedded(shifted, strength=strength), shifted)
-        assert_allclose(left / before, 1 - strength, atol=0.02)
+        assert_allclose(left / before, 1 - strength, atol=0.03)
 
 
 def test_more_strength_leaves_less_though_compositions_differ():
@@ -337,7 +337,8 @@ def test_labels_order_and_type_do_not_matter(described):
     other.obs["known"] = other.obs["known"].astype(object).map(names, na_action="ignore")
     moved = fit(other, labels_key="known").embed(other)
     expected = fit(described, labels_key="known").embed(described)
-    assert np.abs(moved - expected).mean() < 0.02 * expected.std()  # other random states
+    # Other random states, and what is left of the noise.
+    assert np.abs(moved - expected).mean() < 0.08 * expected.std()
 
 
 def test_several_batch_keys_serve_new_cells_too(described):

@@ -3,10 +3,9 @@
 A cell is measured by few molecules.  Test theory has the same problem, a person's ability seen
 through a few answers, and its solution is used here: the *reliability* of a score is the share of
 its variance that would come back if it were measured again, by other items (Cronbach 1951,
-*Psychometrika* 16:297), and the best guess of the true score lies as far from the group's mean as
-the reliability says (Kelley 1927).  Here the items are genes, the scores are principal components,
-and the groups are cell states, so that states keep their centroids and the noise around them
-shrinks.  Where a sample's shift within a state is sample-specific and no batch effect, its cells
+*Psychometrika* 16:297), and the true scores of a group vary about its mean by as much less.  Here
+the items are genes, the scores are principal components, and the groups are cell states, so that
+states keep their centroids and the noise around them shrinks.  Where a sample's shift within a state is sample-specific and no batch effect, its cells
 are a group of their own.
 """
 
@@ -39,7 +38,13 @@ MAX_CELLS = 10_000
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Draws each cell towards the mean of its states, as far as its place is noise.
+    """Draws each cell towards the mean of its states, so that no more than the noise goes.
+
+    The best guess of each single place is the mean plus the reliability times the deviation from
+    it (Kelley 1927), but such guesses lie closer together than the places do: states would end up
+    as islands.  Deviations are therefore multiplied by the root of the reliability, which leaves
+    within states the variance that is more than noise (constrained empirical Bayes: Louis 1984,
+    *JASA* 79:393; Ghosh 1992, *JASA* 87:533).
 
     Attributes
     ----------
@@ -73,12 +78,12 @@ class Denoiser:
         return cls((share.T @ (z - specific)) / weight[:, None], reliability)
 
     def denoised(self, z: CellsByDims, share: CellsByStates, specific: CellsByDims) -> CellsByDims:
-        """Return the expected coordinates without noise, as `z` in shape and dtype.
+        """Return coordinates whose variance within states is free of noise; as `z` in shape, dtype.
 
         Each row by itself.  Parameters as for `fit`.
         """
         center = share @ self.centers + specific
-        return (center + self.reliability * (z - center)).astype(z.dtype)
+        return (center + np.sqrt(self.reliability) * (z - center)).astype(z.dtype)
 
 
 def reliability(
