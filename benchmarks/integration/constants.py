@@ -2,11 +2,11 @@
 
     python benchmarks/integration/constants.py [NAME ...] [--seeds 2] [--output FOLDER]
 
-Needs the public sets in the folder BIOREN_DATA.  Told are steady totals (scores.py) of the core sets
-on at most 1,500 cells, the share of 15 neighbors of the own type that NK cells and monocytes have
-whom one study alone holds, and the share of neighbors that stay in random halves of one donor, the
-last two as in safety.py.  Rows of (constant, value, question, answer) are written to constants.csv;
-rows that are there already are not measured again.
+Needs the public sets in the folder BIOREN_DATA.  Told are steady totals (scores.py) of the core
+sets on at most 1,500 cells; the share of 15 neighbors of the own type that NK cells and monocytes
+have whom one study alone holds; and the share of neighbors that stay in random halves of one donor
+(the last two as in safety.py).  Rows of (constant, value, question, answer) are written to
+constants.csv; rows that are there already are not measured again.
 """
 
 from __future__ import annotations
