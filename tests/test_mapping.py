@@ -10,7 +10,8 @@ from scipy import sparse
 from bioren import AffineBridge, Moments
 from bioren.arrays.components import Projection
 from bioren.effects.alignment import Alignment, Removal, compare
-from bioren.effects.standardization import MIN_OVERLAP, standardize_onto
+from bioren.effects.constants import MIN_OVERLAP
+from bioren.effects.standardization import standardize_onto
 from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import frozen_states
 from bioren.reference.mapping import Frame, map_sample, stack

@@ -16,7 +16,8 @@ import bioren
 from bioren import AffineBridge, Moments, Population
 from bioren.adata.reference_argument import read_reference, reference_text
 from bioren.arrays.groups import Batches
-from bioren.effects.state_profile import PRIOR_CELLS, moments_by_state
+from bioren.effects.constants import PRIOR_CELLS
+from bioren.effects.state_profile import moments_by_state
 from bioren.files.container import write
 
 seeds = st.integers(0, 2**32 - 1)

@@ -10,8 +10,9 @@ import bioren
 from bioren import AffineBridge, Moments
 from bioren.adata.record import read_effects
 from bioren.effects.alignment import Removal, align, compare
+from bioren.effects.constants import MIN_OVERLAP
 from bioren.effects.sizes import clipped
-from bioren.effects.standardization import MIN_OVERLAP, overlap_of, standardize
+from bioren.effects.standardization import overlap_of, standardize
 from bioren.effects.states import CellFacts
 
 seeds = st.integers(0, 2**32 - 1)

@@ -496,10 +496,10 @@ def test_queries_are_placed_by_the_options_of_the_fit():
     rng = np.random.default_rng(0)
     z = rng.normal(0, 0.3, (120, 3)) + 3 * np.eye(3)[np.arange(120) // 60]
     facts = CellFacts(np.arange(120) % 2)
-    bridge = fit(z, facts, n_states=2, options=StateOptions(prior_cells=50.0))
+    bridge = fit(z, facts, n_states=2, options=StateOptions(prior_shift=50.0))
     one = np.zeros(len(z), dtype=int)
     reference = Moments.by_group(z, one, 1, bridge.states(z, facts))[0]
-    trusting = replace(bridge, options=StateOptions(prior_cells=0.0))
+    trusting = replace(bridge, options=StateOptions(prior_shift=0.0))
     shifts = [
         of.without_samples(np.arange(2)).place_query(z[:40] + 0.5, None, reference).shifts
         for of in (bridge, trusting)

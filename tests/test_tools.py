@@ -354,7 +354,7 @@ def test_covariates_are_removed_in_part_and_types_stay(integrate, use_rep):
             shares.append(np.square(y.T @ c).sum() / (c @ c) / np.square(y).sum())
         return np.array(shares)
 
-    assert (explained(adata.obsm["with"]) < 0.9 * explained(adata.obsm["without"])).all()
+    assert (explained(adata.obsm["with"]) < 0.93 * explained(adata.obsm["without"])).all()
     before, after = (purity(adata.obsm[key], adata.obs["type"]) for key in ("without", "with"))
     assert after > before - 0.01
 

@@ -29,9 +29,10 @@ from bioren.arrays.shapes import (
 )
 from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
+from bioren.effects import constants
 from bioren.effects.clusters import sketched
 from bioren.effects.errors import variance_of_squares
-from bioren.effects.standardization import MIN_OVERLAP, Standardized, overlap_of, standardize
+from bioren.effects.standardization import Standardized, overlap_of, standardize
 from bioren.effects.state_profile import TABLE_ENTRIES
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
 
@@ -46,10 +47,7 @@ __all__ = [
 ]
 
 #: By default no gene is rescaled more than twofold, and shifts have no limit.
-MAX_REMOVED = (2.0, math.inf)
-
-#: A sample that overlaps less than this with the others before correction is isolated.
-ISOLATED = 0.1
+MAX_REMOVED = (constants.MAX_RATIO, math.inf)
 
 
 class Removal(NamedTuple):
@@ -240,7 +238,7 @@ def align(
     nothing = AffineBridge.identity(*match.scale.shape)
     share = state_shares(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
-    isolated = (overlap_before < ISOLATED)[:, None]
+    isolated = (overlap_before < constants.ISOLATED)[:, None]
     if isolated.any():
         start = AffineBridge(
             np.where(isolated, match.scale, 1.0), np.where(isolated, match.shift, 0.0)
@@ -305,8 +303,8 @@ def isolation_messages(
             f"others: {', '.join(which[:8])}{', ...' if len(which) > 8 else ''}. {consequence}"
         )
 
-    never = below(MIN_OVERLAP, overlap)
-    at_first = [name for name in below(ISOLATED, overlap_before) if name not in never]
+    never = below(constants.MIN_OVERLAP, overlap)
+    at_first = [name for name in below(constants.ISOLATED, overlap_before) if name not in never]
     messages = []
     if never:
         messages.append(

@@ -26,6 +26,7 @@ from bioren.arrays.shapes import (
     StateCodes,
     StatesByDims,
 )
+from bioren.effects import constants
 
 __all__ = [
     "StateOptions",
@@ -54,8 +55,8 @@ class StateOptions(NamedTuple):
         Softness of the assignment, in units of cosine distance (Korsunsky's sigma).
     diversity
         Reward for states that all samples share (theta); 0 is plain soft k-means.
-    prior_cells
-        A shift counts ``n / (n + prior_cells)`` for ``n`` cells of a sample in a state.
+    prior_shift
+        A shift counts ``n / (n + prior_shift)`` for ``n`` cells of a sample in a state.
     prior_slope
         A covariate's slope counts ``n / (n + prior_slope)`` for ``n`` cells in a state.
     iterations
@@ -64,14 +65,15 @@ class StateOptions(NamedTuple):
 
     width: float = 0.07
     diversity: float = 2.0
-    prior_cells: float = 1.0
+    prior_shift: float = 1.0
     prior_slope: float = 100.0
     iterations: int = 10
 
 
 def default_n_states(n_cells: int) -> int:
     """Return the number of states for so many cells: one per 30, between 1 and 100."""
-    return int(np.clip(round(n_cells / 30), 1, 100))
+    n_states = round(n_cells / constants.CELLS_PER_STATE)
+    return int(np.clip(n_states, 1, constants.MAX_STATES))
 
 
 def first_centers(

@@ -5,8 +5,8 @@ through a few answers, and its solution is used here: the *reliability* of a sco
 its variance that would come back if it were measured again, by other items (Cronbach 1951,
 *Psychometrika* 16:297), and the true scores of a group vary about its mean by as much less.  Here
 the items are genes, the scores are principal components, and the groups are cell states, so that
-states keep their centroids and the noise around them shrinks.  Where a sample's shift within a state is sample-specific and no batch effect, its cells
-are a group of their own.
+states keep their centroids and the noise around them shrinks.  Where a sample's shift within a
+state is sample-specific and no batch effect, its cells are a group of their own.
 """
 
 from __future__ import annotations

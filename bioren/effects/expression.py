@@ -33,8 +33,9 @@ from bioren.arrays.shapes import (
     StatesByGenes,
 )
 from bioren.bridge import AffineBridge
+from bioren.effects import constants
 from bioren.effects.shifts import squared_errors
-from bioren.effects.state_profile import PRIOR_CELLS, TABLE_ENTRIES, StateProfile
+from bioren.effects.state_profile import TABLE_ENTRIES, StateProfile
 
 __all__ = ["ExpressionBridge"]
 
@@ -142,7 +143,7 @@ def _left_between_samples(
     count = bridged.count
     there = count * in_reference[:, None]
     # Where nothing is an inlier, the center is the middle of all.
-    part = there / (count + PRIOR_CELLS) * np.maximum(inlier_weight, 1e-9)
+    part = there / (count + constants.PRIOR_CELLS) * np.maximum(inlier_weight, 1e-9)
     part = part / np.maximum(part.sum(axis=0), TINY)  # samples x states
     center = np.einsum("sk,skg->kg", part, bridged.mean)
     # Of a state's variance all samples tell together: a sample's single cell has none.
@@ -176,5 +177,5 @@ def _certain(
     without cells, or to a reference that has none of it.
     """
     trust = count / (count + 1) * np.minimum(there, 1)
-    noise = 4 * error2 / np.maximum(np.square(left), TINY**2)
+    noise = constants.STANDARD_ERRORS**2 * error2 / np.maximum(np.square(left), TINY**2)
     return left * trust[..., None] * (1 - noise).clip(0)

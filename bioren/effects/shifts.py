@@ -25,6 +25,7 @@ from bioren.arrays.shapes import (
     StatesByCovariatesByDims,
     StatesByDims,
 )
+from bioren.effects import constants
 
 __all__ = [
     "Shifts",
@@ -33,14 +34,6 @@ __all__ = [
     "squared_errors",
     "state_shifts",
 ]
-
-#: A shift is distrusted whose square exceeds the median of the sample's, and its own error, so many
-#: times: by the excess to this power, so that there is little between trust and distrust.
-OUTLYING, STEEPNESS = 2.0, 8.0
-
-#: A sample is left out of the reference's mean of a state if its shift has a lower inlier weight:
-#: one in doubt would look the farther, the less it counted in the mean.
-CLEARLY = 0.01
 
 
 class Shifts(NamedTuple):
@@ -66,7 +59,7 @@ def state_shifts(
     by_state: Moments,
     effective: SamplesByStates,
     in_reference: BoolPerSample,
-    prior_cells: float,
+    prior_shift: float,
     *,
     of_one_type: bool = False,
 ) -> Shifts:
@@ -83,7 +76,7 @@ def state_shifts(
     than half of the samples.  Where states are known to be `of_one_type`, all shifts are followed.
     """
     there = by_state.count * in_reference[:, None]
-    weight = there / (by_state.count + prior_cells)  # samples x states
+    weight = there / (by_state.count + prior_shift)  # samples x states
     within = by_state.m2.sum(axis=0) / np.maximum(by_state.count.sum(axis=0), TINY)[:, None]
     others = there.sum(axis=0) - there
     reference_weight = weight
@@ -108,13 +101,13 @@ def state_shifts(
         error2=error2,
         inlier_weight=inlier_weight,
         others=others,
-        prior_cells=prior_cells,
+        prior_shift=prior_shift,
     )
     return _only_to_known(there.sum(axis=0), found, by_state.count)
 
 
 def shifts_onto(
-    z: CellsByDims, share: CellsByStates, reference: Moments, prior_cells: float
+    z: CellsByDims, share: CellsByStates, reference: Moments, prior_shift: float
 ) -> Shifts:
     """Estimate a sample's shift from a reference that stays as it is, within each state.
 
@@ -126,7 +119,7 @@ def shifts_onto(
         Each cell's share in each state, shape ``(cells, states)``.
     reference
         Groups ``(states,)``: the reference's cells in the embedding.
-    prior_cells
+    prior_shift
         See `bioren.effects.clusters.StateOptions`.
 
     Returns
@@ -150,7 +143,7 @@ def shifts_onto(
         error2=error2,
         inlier_weight=inlier_weight,
         others=known[None],
-        prior_cells=prior_cells,
+        prior_shift=prior_shift,
     )
     removed, specific, inlier_weight = _only_to_known(known, found, by_state.count)
     return Shifts(removed[0], specific[0], inlier_weight[0])
@@ -177,7 +170,7 @@ def _without_outlying(
     square
         As for `_shrunken`.
     """
-    far = reference_weight * (inlier_weight < CLEARLY) * square
+    far = reference_weight * (inlier_weight < constants.CLEARLY) * square
     farthest = far.argmax(axis=0), np.arange(far.shape[1])
     worth = np.square(reference_weight.sum(axis=0)) / np.maximum(
         np.square(reference_weight).sum(axis=0), TINY
@@ -212,7 +205,7 @@ def _inlier_weight(
         Cells of the reference in each state that are not the sample's own.
     """
     # A state that the reference lacks tells nothing of what is an inlier.
-    shared = count * others / (others + 10)
+    shared = count * others / (others + constants.PRIOR_CELLS)
     size = count.sum(axis=0)
     unit = (size @ within) / np.maximum(size.sum(), TINY)  # one variance per dimension
     ratio = np.mean(within / np.maximum(unit, TINY), axis=1)
@@ -224,9 +217,9 @@ def _inlier_weight(
 def _like_median(
     square: SamplesByStates, error2: SamplesByStates, weight: SamplesByStates
 ) -> SamplesByStates:
-    most = OUTLYING * (_median(square, weight)[:, None] + error2)
+    most = constants.OUTLYING * (_median(square, weight)[:, None] + error2)
     excess = np.maximum(square, TINY) / np.maximum(most, TINY)
-    return np.maximum(excess, 1) ** -STEEPNESS
+    return np.maximum(excess, 1) ** -constants.STEEPNESS
 
 
 def _mean_square(shift: SamplesByStatesByDims, variance: ByDims) -> SamplesByStates:
@@ -241,7 +234,7 @@ def _shrunken(
     error2: SamplesByStates,
     inlier_weight: SamplesByStates,
     others: SamplesByStates,
-    prior_cells: float,
+    prior_shift: float,
 ) -> Shifts:
     """Shrink shifts as `state_shifts` says.
 
@@ -259,17 +252,17 @@ def _shrunken(
         See `Shifts`.
     others
         As for `_inlier_weight`.
-    prior_cells
+    prior_shift
         See `bioren.effects.clusters.StateOptions`.
     """
-    cells = count / (count + 10)
+    cells = count / (count + constants.PRIOR_CELLS)
     # What is outlying, or has nothing to be compared with, tells nothing of the effect's size.
     counted = cells * inlier_weight * np.minimum(others, 1)
     whole = np.maximum(counted.sum(axis=1), TINY)
     excess = np.sum(counted * (square - error2), axis=1) / whole
     uncertain = np.sqrt(2 / shift.shape[-1] * np.square(counted * error2).sum(axis=1)) / whole
-    tau2 = (excess - 2 * uncertain).clip(0)[:, None]
-    trust = count / (count + prior_cells) * inlier_weight * tau2 / np.maximum(tau2 + error2, TINY)
+    tau2 = (excess - constants.STANDARD_ERRORS * uncertain).clip(0)[:, None]
+    trust = count / (count + prior_shift) * inlier_weight * tau2 / np.maximum(tau2 + error2, TINY)
     return Shifts(
         shift * trust[..., None], shift * (cells * (1 - inlier_weight))[..., None], inlier_weight
     )
@@ -322,7 +315,8 @@ def covariate_slopes(
     slopes = np.linalg.solve(square + prior_slope * np.eye(n_covariates), cross)
     count = by_state.count[..., None]
     level = (count * levels).sum(axis=0) / np.maximum(count.sum(axis=0), TINY)
-    return slopes, (count * levels + 10 * level) / (count + 10)
+    prior = constants.PRIOR_CELLS
+    return slopes, (count * levels + prior * level) / (count + prior)
 
 
 def squared_errors(part: SamplesByStates, cells: SamplesByStates) -> SamplesByStates:

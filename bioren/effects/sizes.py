@@ -10,6 +10,7 @@ from scipy.stats import median_abs_deviation
 
 from bioren.arrays.shapes import BoolPerSample, ByGenes, PerSample, SamplesByGenes
 from bioren.bridge import kept_terms, mean_of_known, shrinkage
+from bioren.effects import constants
 
 __all__ = ["EffectSizes", "beyond_chance", "clipped", "effect_sizes"]
 
@@ -70,7 +71,7 @@ def effect_sizes(
 
 def beyond_chance(d: ByGenes, error_d: ByGenes) -> ByGenes:
     """Return by how much ``|d|`` exceeds two standard errors, 0 where it does not."""
-    return (np.abs(d) - 2 * error_d).clip(0)
+    return (np.abs(d) - constants.STANDARD_ERRORS * error_d).clip(0)
 
 
 def clipped(

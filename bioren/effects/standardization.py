@@ -27,21 +27,15 @@ from bioren.arrays.shapes import (
     StatesByGenes,
 )
 from bioren.bridge import per_gene
-from bioren.effects.state_profile import PRIOR_CELLS, StateProfile, over_states
+from bioren.effects import constants
+from bioren.effects.state_profile import StateProfile, over_states
 
 __all__ = [
-    "MIN_OVERLAP",
     "Standardized",
     "overlap_of",
     "standardize",
     "standardize_onto",
 ]
-
-#: A sample that overlaps less with the others, by states, is not compared with them.
-MIN_OVERLAP = 0.05
-
-#: Of a gene's variance in all states, the least that counts in one of them.
-SILENT = 0.1
 
 #: So often states are weighed anew by what was not explained in them.
 REWEIGHTED = 5
@@ -86,13 +80,11 @@ class Standardized(NamedTuple):
 def standardize(
     by_state: Moments,
     in_reference: BoolPerSample | None = None,
-    *,
-    prior_cells: float = PRIOR_CELLS,
 ) -> Standardized:
     """Separate what differs between samples from what differs between states.
 
     Per gene, the state means ``mu_sk`` are taken as ``a_k + b_s``: a level per state and a
-    shift per sample, by least squares with weights ``pi_k * n_sk / (n_sk + prior_cells)``,
+    shift per sample, by least squares with weights ``pi_k * n_sk / (n_sk + PRIOR_CELLS)``,
     where ``pi`` is the reference's composition.  A sample that lacks some states is thus
     compared within the states that it has.  The spread is compared within states likewise.
 
@@ -105,9 +97,6 @@ def standardize(
         Groups ``(samples, states)``.
     in_reference
         Which samples make up the reference, boolean of shape ``(samples,)``; None: all.
-    prior_cells
-        A state in which a sample has so many cells counts half; a sample of so many cells has
-        its variance shrunk half-way to the reference's.
 
     Returns
     -------
@@ -125,12 +114,13 @@ def standardize(
     if by_gene:  # not every sample has all genes
         composition /= np.maximum(composition.sum(axis=0), TINY)
 
-    weight = composition * by_state.count / (by_state.count + prior_cells)  # samples x states
-    overlap = overlap_of(by_state.count, prior_cells)
-    compared = overlap >= MIN_OVERLAP
+    prior = constants.PRIOR_CELLS
+    weight = composition * by_state.count / (by_state.count + prior)  # samples x states
+    overlap = overlap_of(by_state.count)
+    compared = overlap >= constants.MIN_OVERLAP
     if by_gene:
         overlap = np.sum(overlap * cells, axis=1) / np.maximum(cells.sum(axis=1), TINY)
-        compared &= (overlap >= MIN_OVERLAP)[:, None]
+        compared &= (overlap >= constants.MIN_OVERLAP)[:, None]
     # Left out of the comparison altogether: else the others would go half-way to what stays.
     solve = _shifts_by_gene if by_gene else _sample_shifts
     shift = solve(by_state.mean, weight * compared[:, None], in_reference)  # samples x genes
@@ -144,9 +134,7 @@ def standardize(
     profile = StateProfile(composition, Moments(n_there, level, per_gene(n_there, level) * within))
     reference = profile.whole()
 
-    ratio = _variance_ratio(
-        by_state, within, weight * weight_there.sum(axis=0), prior_cells=prior_cells
-    )
+    ratio = _variance_ratio(by_state, within, weight * weight_there.sum(axis=0))
     squared = _squared_errors(by_state.count, weight, in_reference)
     error = np.sqrt(over_states(squared, within, by_gene=by_gene))
     if by_gene:
@@ -157,13 +145,12 @@ def standardize(
     return Standardized(samples, reference, error, scales, overlap, profile)
 
 
-def standardize_onto(
-    by_state: Moments, profile: StateProfile, *, prior_cells: float = PRIOR_CELLS
-) -> Standardized:
+def standardize_onto(by_state: Moments, profile: StateProfile) -> Standardized:
     """Compare samples with a reference population that stays as it is, each by itself.
 
     As `standardize`, but the levels of the states are known: a sample's shift is the mean of its
-    differences from them, with weights ``pi_k * n_sk / (n_sk + prior) * n_k / (n_k + prior)``.
+    differences from them, with weights ``pi_k * n_sk / (n_sk + P) * n_k / (n_k + P)``, ``P`` being
+    `PRIOR_CELLS`.
 
     Parameters
     ----------
@@ -171,20 +158,19 @@ def standardize_onto(
         Groups ``(samples, states)``; no sample has any influence on another.
     profile
         The reference population, by the same states.
-    prior_cells
-        As in `standardize`.
     """
     known, within = profile.by_state, profile.by_state.var()
     n_known = np.maximum(known.count, TINY)
     cells = by_state.count.sum(axis=1)
-    trusted = known.count / (known.count + prior_cells)
+    prior = constants.PRIOR_CELLS
+    trusted = known.count / (known.count + prior)
     overlap = (by_state.count * trusted).sum(axis=1) / np.maximum(cells, TINY)
-    compared = (overlap >= MIN_OVERLAP)[:, None]
+    compared = (overlap >= constants.MIN_OVERLAP)[:, None]
 
-    weight = profile.composition * trusted * by_state.count / (by_state.count + prior_cells)
+    weight = profile.composition * trusted * by_state.count / (by_state.count + prior)
     part = weight / np.maximum(weight.sum(axis=1, keepdims=True), TINY)
     shift = np.einsum("sk,skg->sg", part, by_state.mean - known.mean) * compared
-    ratio = _variance_ratio(by_state, within, weight, prior_cells=prior_cells)
+    ratio = _variance_ratio(by_state, within, weight)
     squared = part**2 * (1 / np.maximum(by_state.count, TINY) + 1 / n_known)
 
     reference = profile.whole()
@@ -225,7 +211,7 @@ def _scales_states(
         # A state in which a gene is silent knows its mean no better than a tenth of the variance
         # elsewhere: what is left there comes from the other states.
         typical = mean_by(cells / here, within)
-        error2 = np.where(varies, np.maximum(within, SILENT * typical), 1.0)
+        error2 = np.where(varies, np.maximum(within, constants.SILENT * typical), 1.0)
         error2 = error2 / np.maximum(measured, 1)
         # The ratio itself is as uncertain as one of normal values.
         error2_of_r = ratio[sample] * (1 / np.maximum(here, 1.0) + 1 / n_known) / 2
@@ -256,35 +242,32 @@ def _as_if_shifted(
     return Moments(cells, reference.mean + shift, spread)
 
 
-def overlap_of(count: ByStatesOrGenes, prior_cells: float = PRIOR_CELLS) -> BySamplesOrGenes:
+def overlap_of(count: ByStatesOrGenes) -> BySamplesOrGenes:
     """Return how far each sample and others live in the same states, in [0, 1].
 
     Share of the sample that lives in states which the others have.  Where that is little but much
     for one of them, as of a tissue beside cells of one sorted type, it is the geometric mean of
-    the shares that either has in states of the other (Ochiai 1957), if this is larger.
+    the shares that either has in states of the other (Ochiai 1957), if this is larger.  A state
+    counts half in which the others have `PRIOR_CELLS` cells, or as many as they would have with the
+    sample's own composition, if these are fewer.
 
     Parameters
     ----------
     count
         Cells by sample and state, shape ``(samples, states)``, or for each gene by itself.
-    prior_cells
-        A state in which the others have so many cells counts half; where they would have fewer
-        with the sample's own composition, so many.
     """
-    overlap = _share_in(count, count.sum(axis=0) - count, prior_cells)
-    each = [_share_in(count, np.broadcast_to(one, count.shape), prior_cells) for one in count]
+    overlap = _share_in(count, count.sum(axis=0) - count)
+    each = [_share_in(count, np.broadcast_to(one, count.shape)) for one in count]
     share = np.stack(each, axis=1)  # of a sample in states of another; samples x samples
     mutual = np.sqrt(share * np.swapaxes(share, 0, 1))
     mutual[np.diag_indices(len(count))] = 0
     return np.maximum(overlap, mutual.max(axis=1))
 
 
-def _share_in(
-    count: ByStatesOrGenes, there: ByStatesOrGenes, prior_cells: float
-) -> BySamplesOrGenes:
+def _share_in(count: ByStatesOrGenes, there: ByStatesOrGenes) -> BySamplesOrGenes:
     """Return the share of each sample that has counterparts `there`."""
     part = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
-    half = np.minimum(prior_cells, part * there.sum(axis=1, keepdims=True))
+    half = np.minimum(constants.PRIOR_CELLS, part * there.sum(axis=1, keepdims=True))
     return np.sum(part * there / np.maximum(there + half, TINY), axis=1)
 
 
@@ -344,7 +327,7 @@ def _shifts_by_gene(
 
 
 def _variance_ratio(
-    by_state: Moments, within: StatesByGenes, weight: ByStatesOrGenes, *, prior_cells: float
+    by_state: Moments, within: StatesByGenes, weight: ByStatesOrGenes
 ) -> SamplesByGenes:
     """Compare the variance within states with the reference's.
 
@@ -354,6 +337,7 @@ def _variance_ratio(
     expected = over_states(part, within, by_gene=by_state.incomplete)
     observed = np.einsum("sk...,sk...->s...", part, by_state.var())
     cells = per_gene(by_state.count.sum(axis=1), expected)
-    shrunk = (cells * observed + prior_cells * expected) / (cells + prior_cells)
+    prior = constants.PRIOR_CELLS
+    shrunk = (cells * observed + prior * expected) / (cells + prior)
     comparable = (expected > 0) & (observed > 0)
     return np.divide(shrunk, expected, out=np.ones_like(expected), where=comparable)

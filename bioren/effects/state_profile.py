@@ -20,9 +20,9 @@ from bioren.arrays.shapes import (
     SamplesByStates,
     StatesByGenes,
 )
+from bioren.effects import constants
 
 __all__ = [
-    "PRIOR_CELLS",
     "TABLE_ENTRIES",
     "ReferenceWeights",
     "StateProfile",
@@ -30,9 +30,6 @@ __all__ = [
     "over_states",
     "profile_of",
 ]
-
-#: A state in which a sample has so many cells counts half.
-PRIOR_CELLS = 10.0
 
 #: Entries of a table samples x states x genes: 256 MiB in double precision.
 TABLE_ENTRIES = 2**25
@@ -96,7 +93,7 @@ class ReferenceWeights(NamedTuple):
     def of(cls, count: SamplesByStates) -> ReferenceWeights:
         """Return what single samples stand for, from their cells by state."""
         composition = count / np.maximum(count.sum(axis=1, keepdims=True), TINY)
-        return cls(count / (count + PRIOR_CELLS), composition, np.ones(len(count)))
+        return cls(count / (count + constants.PRIOR_CELLS), composition, np.ones(len(count)))
 
 
 def over_states(part: np.ndarray, table: StatesByGenes, *, by_gene: bool) -> ByGenes:

@@ -46,6 +46,7 @@ from bioren.arrays.shapes import (
     StatesByCovariatesByDims,
     StatesByDims,
 )
+from bioren.effects import constants
 from bioren.effects.clusters import (
     StateOptions,
     allowed_states,
@@ -264,7 +265,7 @@ class ConditionalBridge:
                 by_state,
                 effective_cells(share, facts.codes, n_samples),
                 in_reference,
-                options.prior_cells,
+                options.prior_shift,
                 of_one_type=state_labels is not None,
             )
             regression = covariate_slopes(
@@ -404,7 +405,7 @@ class ConditionalBridge:
             share = _responsibilities(
                 moved, one, last.centers, log_odds=even, allowed=None, width=options.width
             )
-            shifts = shifts_onto(z, share, reference, options.prior_cells)
+            shifts = shifts_onto(z, share, reference, options.prior_shift)
             levels = _levels(covariates, share)[None]
             step = Iteration(last.centers, even, shifts.batch_effect[None], last.slopes, levels)
             before, moved = moved, _moved(z, one, covariates, share=share, step=step)
@@ -479,7 +480,8 @@ def _levels(covariates: CellsByCovariates, share: CellsByStates) -> StatesByCova
     """Return a sample's covariate means by state; few cells take the level of all of them."""
     count = share.sum(axis=0, dtype=np.float64)[:, None]
     level = covariates.mean(axis=0)
-    return (share.T @ covariates + 10 * level) / (count + 10)
+    prior = constants.PRIOR_CELLS
+    return (share.T @ covariates + prior * level) / (count + prior)
 
 
 def _within_sample_spread(facts: CellFacts, n_samples: int) -> PerCovariate:

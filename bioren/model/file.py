@@ -170,7 +170,7 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "signed": bool(fitted.signed),
         "n_rounds": len(mapper.states.iterations),
         "width": mapper.states.options.width,
-        "prior_cells": mapper.states.options.prior_cells,
+        "prior_cells": mapper.states.options.prior_shift,
         "max_rounds": mapper.states.options.iterations,
         "knows": known.is_known,
         "single": known.single,
@@ -414,7 +414,7 @@ def _states(stored: Stored, n_samples: int, n_states: int, *, dims: int) -> Cond
     options = StateOptions(width=stored.number("width", 1e-6))
     if stored.version > 1:
         options = options._replace(
-            prior_cells=stored.number("prior_cells", 0),
+            prior_shift=stored.number("prior_cells", 0),
             iterations=stored.integer("max_rounds", 1, 1000),
         )
     return ConditionalBridge(
