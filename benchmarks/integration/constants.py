@@ -1,6 +1,9 @@
-"""What the constants of the method change when each is halved and doubled.
+"""What the constants of the method change when each is halved and doubled, or has another value.
 
-    python benchmarks/integration/constants.py [NAME ...] [--seeds 2] [--output FOLDER]
+    python benchmarks/integration/constants.py [NAME ...] [NAME=VALUE ...] [--seeds 2]
+
+Without names, each is halved and doubled; OUTLYING=inf takes all shifts for batch effects,
+STANDARD_ERRORS=0 nothing for chance, ISOLATED=0 matches no sample's plain moments.
 
 Needs the public sets in the folder BIOREN_DATA.  Told are steady totals (scores.py) of the core
 sets on at most 1,500 cells; the share of 15 neighbors of the own type that NK cells and monocytes
@@ -32,6 +35,7 @@ from data import CORE
 #: Constants of the module bioren.effects.constants, and fields of StateOptions.
 NAMES = [name for name in dir(constants) if name.isupper()]
 OPTIONS = [name for name in StateOptions._fields if name != "iterations"]
+AS_THEY_ARE = "as they are"
 ALONE = {"NK": "NK cells", "CD14+ Mono": "monocytes"}
 
 
@@ -49,6 +53,14 @@ def replaced(name: str, value: float) -> AbstractContextManager:
         return fit(cls, *args, **{"options": StateOptions(**{name: value}), **options})
 
     return patch.object(ConditionalBridge, "fit", classmethod(with_option))
+
+
+def changes(texts: list[str]) -> Iterator[tuple[str, float]]:
+    """Yield constants with the value that a text names, or half and twice the present one."""
+    for text in texts:
+        name, _, value = text.partition("=")
+        present = value_of(name)
+        yield from [(name, float(value))] if value else [(name, present / 2), (name, present * 2)]
 
 
 @cache
@@ -93,11 +105,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="constants; none: all")
+    parser.add_argument("names", nargs="*", help="NAME or NAME=VALUE; none: all constants")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args()
-    unknown = sorted(set(options.names) - {*NAMES, *OPTIONS})
+    names = [text.split("=")[0] for text in options.names]
+    unknown = sorted(set(names) - {*NAMES, *OPTIONS})
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}; choose from {', '.join(NAMES + OPTIONS)}")
     warnings.simplefilter("ignore")
@@ -105,15 +118,12 @@ def main() -> None:
     path = options.output / "constants.csv"
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = {(row["constant"], row["value"]) for row in rows}
-    wanted = [("as they are", 0.0, nullcontext())]
-    for name in options.names or NAMES + OPTIONS:
-        present = value_of(name)
-        wanted += [(name, value, replaced(name, value)) for value in (present / 2, present * 2)]
+    wanted = [(AS_THEY_ARE, 0.0), *changes(options.names or NAMES + OPTIONS)]
     with patch.object(scores, "MOST_CELLS", 1500):
-        for name, value, changed in wanted:
+        for name, value in wanted:
             if (name, value) in done:
                 continue
-            with changed:
+            with nullcontext() if name == AS_THEY_ARE else replaced(name, value):
                 found = dict(answers(options.seeds))
             for question, answer in found.items():
                 rows.append(
