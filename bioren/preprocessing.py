@@ -16,6 +16,7 @@ from bioren.arrays.groups import BatchKey
 from bioren.arrays.missing import count_measured
 from bioren.arrays.shapes import CountBySamplesAndGenes
 from bioren.effects.alignment import MAX_REMOVED, Removal, warn_isolated
+from bioren.effects.gene_programs import warn_programs
 from bioren.model.fitting import align_study
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def bridge(
     seeded = np.random.default_rng(rng)
     alignment = align_study(study, design.facts, removal, rng=seeded, variable=variable)
     warn_isolated(batches.names, alignment)
+    warn_programs(batches.names, list(cells.genes), alignment)
     if center:
         corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
     else:

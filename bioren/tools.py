@@ -494,6 +494,10 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         ``structure_removed``
             How much the correction changed the sample's own structure, relative to its own
             variance.  A shift of all cells alike changes nothing; above .25 there is a warning.
+        ``leading_program``
+            Known gene program that the largest effects are of, such as interferon-stimulated
+            genes: what was removed may be a treatment (`bioren.effects.gene_programs`).  Empty
+            where there is none, or where genes do not go by their symbols.
 
     Raises
     ------

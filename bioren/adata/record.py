@@ -23,6 +23,7 @@ from bioren.arrays.shapes import (
 )
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
+from bioren.effects.gene_programs import leading_programs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -242,14 +243,19 @@ def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
     Raises
     ------
     KeyError
-        There are none.
+        There are none, or an earlier version wrote the effects.
     """
     record = adata.uns.get(key, {})
     if "diagnosis" not in record:
         msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
         raise KeyError(msg)
     samples = pd.Index(list(map(str, record["samples"])), name="sample")
-    return pd.DataFrame({"cells": record["cells"], **record["diagnosis"]}, index=samples)
+    columns = {"cells": record["cells"], **record["diagnosis"], "leading_program": ""}
+    table = pd.DataFrame(columns, index=samples)
+    effects = read_effects(adata, key)
+    for name, leads in leading_programs(effects.genes, effects.d, effects.standard_error_d).items():
+        table.loc[leads, "leading_program"] = name
+    return table
 
 
 def has_history(adata: AnnData, key: str) -> bool:

@@ -24,6 +24,7 @@ from bioren.effects.diagnosis import (
     unmatched,
     warn_structure,
 )
+from bioren.effects.gene_programs import warn_programs
 from bioren.effects.limits import expression_bridge, within_limits
 from bioren.effects.state_profile import moments_by_state
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
@@ -85,6 +86,7 @@ def fit(
     removal = settings.removal
     alignment = align_study(study, facts, removal, rng=rng, variable=variable)
     warn_isolated(design.batches.names, alignment)
+    warn_programs(design.batches.names, list(cells.genes), alignment)
 
     of_variable = alignment.of_genes(cells.variable)
     network, history = _train(study, variable, of_variable, settings=settings, rng=rng)
