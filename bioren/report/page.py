@@ -212,7 +212,8 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
         "How large is each sample's effect?",
         "Per sample the root mean square of d (shift) and of log2 r (scale) over all genes, beyond "
         "what the standard errors explain. A sample stands out beyond the dotted line, at three "
-        "robust standard deviations above the median of the samples (of four or more).",
+        "robust standard deviations above the median of the samples (of four or more), and farther "
+        "out for samples of few cells.",
         f"Sizes of the effects by sample. Standing out: {outliers}.",
         *_image(lambda ax: plotting.samples(adata, key=key, ax=ax), 7.2, height),
     )

@@ -16,7 +16,7 @@ from bioren.effects.diagnosis import (
     confounding,
     structure_message,
 )
-from bioren.effects.sizes import EffectSizes
+from bioren.effects.sizes import EffectSizes, outlier_message
 from bioren.wording import listed
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ def warning_signs(
             f"{_with_numbers(names[tiny], effects.cells[tiny], ',')}. Their effects are uncertain; "
             "what may be chance was left in place."
         )
-    if sizes.outlier.any():
-        found.append(
-            f"{int(sizes.outlier.sum())} of {len(names)} samples stand out, with a far larger "
-            f"batch effect than the others: {listed(names[sizes.outlier])}. Look at their quality "
-            "(genes and molecules per cell, mitochondrial share) before using them."
-        )
+    found.append(outlier_message(effects.samples, effects.cells, sizes))
     return [message for message in found if message]
 
 
