@@ -75,8 +75,8 @@ def bridge(
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     condition_key
-        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
-        from the samples.  It has no influence on the result.
+        Column of what is to be studied, such as a treatment: a warning says if it is confounded
+        with the samples.  It has no influence on the result.
     strength
         Share of each effect that is removed, in [0, 1].
     max_kept, max_removed

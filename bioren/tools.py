@@ -20,7 +20,7 @@ from bioren.adata.record import (
     read_diagnosis,
     read_effects,
     write_fit,
-    write_mapping_score,
+    write_mapping,
     write_record,
 )
 from bioren.adata.reference_argument import Reference, reference_text
@@ -97,8 +97,8 @@ def integrate(
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     condition_key
-        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
-        from the samples.  It has no influence on the result.
+        Column of what is to be studied, such as a treatment: a warning says if it is confounded
+        with the samples.  It has no influence on the result.
     n_latent
         Dimensions of the embedding.
     strength
@@ -370,8 +370,9 @@ def map_query(
             For each KEY of labels that the model learned (`RenormAutoencoder.learn_labels`): the
             most probable label, and its probability if the reference holds the cell's type.
         ``uns["bioren"]``
-            Effects per sample and gene against the reference, see `batch_effects`; and
-            ``"mapping_score"``, the mean of each sample's cells.
+            Effects per sample and gene against the reference, see `batch_effects`;
+            ``"mapping_score"``, the mean of each sample's cells; and ``"mapping"``: how many of
+            the reference's genes there are, the name of its file, which labels were transferred.
 
     Raises
     ------
@@ -385,6 +386,12 @@ def map_query(
         file is damaged.
     FileNotFoundError
         There is no such file.
+
+    Warns
+    -----
+    UserWarning
+        Samples fit the reference badly: the mean mapping score of their cells is below .5 (usual
+        is above .7); or see `RenormAutoencoder.map`.
 
     Examples
     --------
@@ -419,7 +426,7 @@ def map_query(
     }
     genes = adata.var_names[mapped.genes.query]
     write_record(adata, KEY, batches, genes=genes, alignment=mapped.alignment, settings=settings)
-    write_mapping_score(adata, KEY, mapped.samples["mapping_score"])
+    write_mapping(adata, KEY, mapped, model="" if model.path is None else model.path.name)
     return adata if copy else None
 
 

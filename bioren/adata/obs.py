@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import CellsByCovariates, LabelCodes, Positions
-from bioren.effects.diagnosis import confounding, warn_confounded
+from bioren.effects.diagnosis import ConditionDesign, confounded_message
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_condition",
     "check_shared",
+    "condition_message",
     "list_of",
     "one_sample",
     "read_batches",
@@ -209,9 +211,21 @@ def check_condition(adata: AnnData, condition_key: str | None, batches: Batches)
     KeyError
         There is no such column.
     """
-    if condition_key is not None:
-        condition, _ = read_labels(adata, condition_key)
-        warn_confounded(batches.key, condition_key, confounding(batches.codes, condition))
+    if condition_key is not None and (msg := condition_message(adata, condition_key, batches)):
+        warnings.warn(msg, stacklevel=4)
+
+
+def condition_message(adata: AnnData, condition_key: str, batches: Batches) -> str:
+    """Say how what is to be studied is confounded with the samples; nothing where it is not.
+
+    Raises
+    ------
+    KeyError
+        There is no such column.
+    """
+    condition, _ = read_labels(adata, condition_key)
+    design = ConditionDesign.of(batches.codes, condition)
+    return confounded_message(f"obs[{batches.key!r}]", f"obs[{condition_key!r}]", design)
 
 
 def read_controls(adata: AnnData, controls_key: str, batches: Batches) -> Positions:

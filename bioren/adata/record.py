@@ -24,21 +24,23 @@ from bioren.arrays.shapes import (
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.gene_programs import leading_programs
+from bioren.reference.mapper import Mapped
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
     "Effects",
+    "MappingRecord",
     "has_diagnosis",
     "has_history",
     "read_diagnosis",
     "read_effects",
     "read_history",
-    "read_mapping_score",
+    "read_mapping",
     "with_kept",
     "write_fit",
-    "write_mapping_score",
+    "write_mapping",
     "write_record",
 ]
 
@@ -226,15 +228,60 @@ def write_fit(
     adata.uns[key]["history"] = {name: column.to_numpy() for name, column in history.items()}
 
 
-def write_mapping_score(adata: AnnData, key: str, score: pd.Series) -> None:
-    """Write each sample's mean mapping score to the record that there is."""
-    adata.uns[key]["mapping_score"] = score.to_numpy()
+class MappingRecord(NamedTuple):
+    """What a record holds of how its samples were mapped.
+
+    Attributes
+    ----------
+    score
+        Mean mapping score of each sample's cells; NaN where it could not be learned.
+    genes
+        How many of the reference's genes the query has, and how many there are.
+    variable_genes
+        The same of those that tell its states apart.
+    model
+        Name of the reference's file; empty if it came from none.
+    labels
+        Names of the kinds of labels that were transferred.
+    """
+
+    score: PerSample
+    genes: tuple[int, int] | None = None
+    variable_genes: tuple[int, int] | None = None
+    model: str = ""
+    labels: tuple[str, ...] = ()
 
 
-def read_mapping_score(adata: AnnData, key: str) -> dict[str, float]:
-    """Return the mean mapping score of each sample of a mapped query."""
+def write_mapping(adata: AnnData, key: str, mapped: Mapped, *, model: str) -> None:
+    """Write how a query was mapped to the record that there is; see `MappingRecord`."""
+    known, shared = mapped.reference, mapped.genes.reference
+    adata.uns[key]["mapping_score"] = mapped.samples["mapping_score"].to_numpy()
+    adata.uns[key]["mapping"] = {
+        "genes": np.array([len(shared), len(known.genes)]),
+        "variable_genes": np.array(
+            [int(np.isin(known.variable, shared).sum()), len(known.variable)]
+        ),
+        "model": model,
+        "labels": np.array(list(mapped.labels), dtype=object),
+    }
+
+
+def read_mapping(adata: AnnData, key: str) -> MappingRecord | None:
+    """Return how the samples of a record were mapped; None: they were integrated.
+
+    Records of earlier versions hold the score alone.
+    """
     record = adata.uns[key]
-    return dict(zip(map(str, record["samples"]), record["mapping_score"], strict=True))
+    if "mapping_score" not in record:
+        return None
+    score, about = np.asarray(record["mapping_score"]), record.get("mapping")
+    if about is None:
+        return MappingRecord(score)
+    genes, variable = (
+        (int(about[name][0]), int(about[name][1])) for name in ("genes", "variable_genes")
+    )
+    labels = tuple(map(str, about["labels"]))
+    return MappingRecord(score, genes, variable, str(about["model"]), labels)
 
 
 def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:

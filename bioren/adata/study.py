@@ -113,7 +113,7 @@ def read_design(
     Warns
     -----
     UserWarning
-        The condition cannot be told from the samples.
+        The condition is confounded with the samples.
     """
     batches = read_batches(adata, batch_key, single=True)
     in_reference, population = read_reference(reference, batches)

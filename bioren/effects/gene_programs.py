@@ -1,4 +1,4 @@
-"""Known gene programs among the largest effects: is what is removed technical at all?
+"""Known gene programs among the largest effects: signs that what is removed is biology.
 
 A treatment, a disease, the sex of the donors or the way a tissue was dissociated may be given as
 the batch, and is then removed like one.  What differs most tells them apart: an ordinary batch
@@ -138,9 +138,9 @@ PROGRAMS = (
     GeneProgram(
         "heat shock and dissociation genes",
         _any_of(
-            "FOS FOSB JUN JUNB JUND EGR1 ATF3 IER2 IER3 BTG2 DUSP1 NR4A1 SOCS3 ZFP36 NFKBIA PPP1R15A "
-            "CEBPB CEBPD HSPA1A HSPA1B HSPA8 HSPA5 HSPB1 HSPE1 HSPD1 HSPH1 HSP90AA1 HSP90AB1 "
-            "DNAJA1 DNAJB1 DNAJB4 BAG3"
+            "FOS FOSB JUN JUNB JUND EGR1 ATF3 IER2 IER3 BTG2 DUSP1 NR4A1 SOCS3 ZFP36 NFKBIA "
+            "PPP1R15A CEBPB CEBPD HSPA1A HSPA1B HSPA8 HSPA5 HSPB1 HSPE1 HSPD1 HSPH1 HSP90AA1 "
+            "HSP90AB1 DNAJA1 DNAJB1 DNAJB4 BAG3"
         ),
         "Were these samples dissociated otherwise, warmer or longer, or kept otherwise?",
     ),

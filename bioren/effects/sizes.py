@@ -85,7 +85,7 @@ def effect_sizes(
 def outlier_message(names: Sequence[str], cells: CountPerSample, sizes: EffectSizes) -> str:
     """Say which samples stand out, by what value and beyond which limit; nothing if none does."""
     told = []
-    for i in np.flatnonzero(sizes.outlier):
+    for i in np.flatnonzero(sizes.outlier).tolist():
         of = [
             f"{name} {size[i]:.2f}, limit {far[i]:.2f}"
             for name, size, far in (

@@ -20,12 +20,14 @@ from bioren.arrays.groups import BatchKey
 from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
+from bioren.effects.gene_programs import warn_programs
 from bioren.effects.states import CellFacts, ConditionalBridge
 from bioren.model import file as model_file
 from bioren.model.fitted import Fitted, Placement, Settings
 from bioren.model.fitting import check_settings, fit
 from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import NO_TRAINING, TrainingOptions
+from bioren.reference.confidence import warn_low_scores
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapped, Mapper
 from bioren.reference.population import MIN_CELLS, Population
@@ -74,6 +76,8 @@ class RenormAutoencoder:
     fitted_
         All that the fit knows, `bioren.model.fitted.Fitted`; the other names that end in ``_`` are
         parts of it.
+    path
+        The file that the model was read from; None: it was fitted here.
 
     Examples
     --------
@@ -85,6 +89,7 @@ class RenormAutoencoder:
     """
 
     fitted_: Fitted
+    path: Path | None = None
 
     def __init__(
         self,
@@ -139,8 +144,8 @@ class RenormAutoencoder:
             Boolean column: the sample's effect is taken from these cells alone, and removed
             from all.
         condition_key
-            Column of what is to be studied, such as a treatment: a warning says if it cannot be
-            told from the samples.  It has no influence on the result.
+            Column of what is to be studied, such as a treatment: a warning says if it is
+            confounded with the samples.  It has no influence on the result.
 
         Raises
         ------
@@ -297,6 +302,12 @@ class RenormAutoencoder:
         ValueError
             Query and reference have too few genes in common; the values look like counts or are
             not finite; the labels cannot be samples.
+
+        Warns
+        -----
+        UserWarning
+            Samples fit the reference badly, by their mean mapping score; a known gene program has
+            the largest effects; the query is normalized otherwise.
         """
         fitted = self._fitted()
         population = fitted.population
@@ -310,9 +321,12 @@ class RenormAutoencoder:
         check_log_scale(values)
         check_same_sum(x, population.target_sum)
         covariates = read_covariates(adata, fitted.columns.covariates)
-        return fitted.mapper.map(
+        mapped = fitted.mapper.map(
             x, genes, batches, covariates=covariates, rng=np.random.default_rng(0)
         )
+        warn_low_scores(batches.names, mapped.samples["mapping_score"].to_numpy())
+        warn_programs(batches.names, list(population.genes[genes.reference]), mapped.alignment)
+        return mapped
 
     def add(
         self,
@@ -506,4 +520,5 @@ def load(path: str | Path) -> RenormAutoencoder:
         rng=np.random.default_rng() if rng is None else rng,
     )
     model.fitted_ = fitted
+    model.path = Path(path)
     return model
