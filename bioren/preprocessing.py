@@ -15,6 +15,7 @@ from bioren.arrays.apply import apply_by_sample, scale_by_sample
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.missing import count_measured
 from bioren.arrays.shapes import CountBySamplesAndGenes
+from bioren.bridge import check_limits
 from bioren.effects.alignment import MAX_REMOVED, Removal, warn_isolated
 from bioren.effects.gene_programs import warn_programs
 from bioren.model.fitting import align_study
@@ -123,6 +124,8 @@ def bridge(
     in all samples that no sample of the reference has.
     """
     check_strength(strength)
+    check_limits("max_kept", max_kept)
+    check_limits("max_removed", max_removed)
     check_writable(adata, copy=copy)
     if labels_key is not None and not standardize:
         raise ValueError("labels_key serves to compare within states: standardize=True.")

@@ -176,7 +176,7 @@ def integrate(
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
-    check_settings(model.settings)
+    check_settings(n_latent, strength, max_removed=max_removed)
     check_writable(adata, copy=copy)
     design = read_design(
         adata,

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from bioren.adata.matrix import check_strength
 from bioren.arrays.apply import apply_by_sample
 from bioren.arrays.shapes import LabelCodes, SampleCodes
+from bioren.bridge import check_limits
 from bioren.effects.alignment import MAX_REMOVED, Removal, align, warn_isolated
 from bioren.effects.diagnosis import CONFOUNDED, ConditionDesign
 from bioren.effects.states import CellFacts
@@ -134,6 +135,8 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             `y` is confounded with the batches; batches have hardly a state, or label, in common.
         """
         check_strength(self.strength)
+        check_limits("max_kept", self.max_kept)
+        check_limits("max_removed", self.max_removed)
         X = self._validated(X, reset=True)
         self.batches_, codes = np.unique(_labels(batch, len(X)), return_inverse=True)
         if len(self.batches_) < 2:

@@ -52,8 +52,8 @@ def test_shapes_and_types(integrate, adata):
 
 
 def test_fewer_components_where_genes_are_few(integrate, adata):
-    integrate(adata[:, :5].copy(), n_latent=30)
-    result = integrate(adata[:, :5].copy(), n_latent=30, copy=True)
+    with pytest.warns(UserWarning, match="no more than 4 dimensions"):
+        result = integrate(adata[:, :5].copy(), n_latent=30, copy=True)
     assert result.obsm["X_bioren"].shape == (120, 4)
 
 

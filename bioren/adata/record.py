@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bioren._version import __version__
+from bioren.adata.given import check_adata
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import (
     CountBySamplesAndGenes,
@@ -155,6 +156,7 @@ def read_effects(adata: AnnData, key: str) -> Effects:
     KeyError
         There is no such record, or it comes from a version that wrote other tables.
     """
+    check_adata(adata)
     record = adata.uns.get(key)
     if not isinstance(record, Mapping) or not {"samples", "genes", "cells", "r"} <= set(record):
         msg = (
@@ -196,6 +198,7 @@ def read_history(adata: AnnData, key: str) -> pd.DataFrame:
     KeyError
         There is no such record, or nothing was trained.
     """
+    check_adata(adata)
     history = adata.uns.get(key, {}).get("history")
     if history is None:
         msg = (
@@ -292,6 +295,7 @@ def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
     KeyError
         There are none, or an earlier version wrote the effects.
     """
+    check_adata(adata)
     record = adata.uns.get(key, {})
     if "diagnosis" not in record:
         msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."

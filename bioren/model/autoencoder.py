@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from bioren.adata.genes import match_genes
+from bioren.adata.given import check_adata
 from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, read_matrix
 from bioren.adata.missing import missing_message
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
 from bioren.adata.reference_argument import Reference
+from bioren.adata.standardized import warn_standardized
 from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
@@ -155,7 +157,7 @@ class RenormAutoencoder:
             The values look like counts or are not finite; the labels cannot be samples; a
             setting is out of range; a covariate has no finite numbers; a sample has no control.
         """
-        check_settings(self.settings)
+        check_settings(self.n_latent, self.strength, max_removed=self.max_removed)
         design = read_design(
             adata,
             batch_key,
@@ -186,7 +188,14 @@ class RenormAutoencoder:
 
     @property
     def settings(self) -> Settings:
-        """Return what the model is fitted with."""
+        """Return what the model is fitted with.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A setting is out of range or of another kind.
+        """
+        check_settings(self.n_latent, self.strength, max_removed=self.max_removed)
         return Settings(
             self.n_latent, self.n_hidden, self.strength, self.max_removed, self.training
         )
@@ -310,6 +319,7 @@ class RenormAutoencoder:
             the largest effects; the query is normalized otherwise.
         """
         fitted = self._fitted()
+        check_adata(adata)
         population = fitted.population
         genes = match_genes(adata, population.genes, population.variable, genes_key=genes_key)
         batches = (
@@ -320,6 +330,7 @@ class RenormAutoencoder:
             raise ValueError(missing_message(x, batches))
         check_log_scale(values)
         check_same_sum(x, population.target_sum)
+        warn_standardized(x)
         covariates = read_covariates(adata, fitted.columns.covariates)
         mapped = fitted.mapper.map(
             x, genes, batches, covariates=covariates, rng=np.random.default_rng(0)
@@ -479,6 +490,8 @@ class RenormAutoencoder:
     def _place(self, adata: AnnData, batch_key: BatchKey | None) -> Placement:
         """Read cells of the model's own samples, and place them in the reference population."""
         fitted = self._fitted()
+        hint = "The model reads the cells' expression and samples, whatever it returns of them."
+        check_adata(adata, hint="" if isinstance(adata, str | Path) else hint)
         names, columns = fitted.samples().names, fitted.columns
         batches = read_batches(adata, batch_key or columns.batch_key, names=names)
         cells = read_cells(adata, columns.layer, genes=fitted.variable_genes)
@@ -503,12 +516,18 @@ def load(path: str | Path) -> RenormAutoencoder:
 
     Raises
     ------
+    TypeError
+        `path` is none.
     FileNotFoundError, IsADirectoryError
         There is no such file.
     ValueError
         It is damaged, was changed after it was written, is of a newer format, or no model.  No
         part of it is used then.
     """
+    given: object = path
+    if not isinstance(given, str | Path):
+        msg = f"Expected a model or the path of its file, received {type(given).__name__}."
+        raise TypeError(msg)
     fitted, rng = model_file.load(path)
     settings = fitted.settings
     model = RenormAutoencoder(

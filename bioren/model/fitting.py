@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -14,7 +17,7 @@ from bioren.arrays.groups import sample_sums
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByDims, CellsByStates, GenesByDims
 from bioren.arrays.threads import with_one_blas_thread
-from bioren.bridge import AffineBridge
+from bioren.bridge import AffineBridge, check_limits
 from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
 from bioren.effects.denoising import Denoiser, reliability
 from bioren.effects.diagnosis import (
@@ -40,17 +43,21 @@ __all__ = ["align_study", "check_settings", "find_states", "fit"]
 SHIFT_ENTRIES = 2**26
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuse settings that are out of range, before any work.
+def check_settings(n_latent: object, strength: Any, *, max_removed: object) -> None:
+    """Refuse settings that are out of range or of another kind, before any work; see `Settings`.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         One is.
     """
-    check_strength(settings.strength)
-    if settings.n_latent < MIN_DIMENSIONS:
-        msg = f"n_latent must be {MIN_DIMENSIONS} or more, received {settings.n_latent}."
+    check_strength(strength)
+    check_limits("max_removed", max_removed)
+    if not isinstance(n_latent, int | np.integer):
+        msg = f"n_latent must be a whole number, such as 20, received {n_latent!r}."
+        raise TypeError(msg)
+    if n_latent < MIN_DIMENSIONS:
+        msg = f"n_latent must be {MIN_DIMENSIONS} or more, received {n_latent}."
         raise ValueError(msg)
 
 
@@ -78,7 +85,6 @@ def fit(
     Placement
         The study's own cells in it, from which their results are had without another look.
     """
-    check_settings(settings)
     cells, design = study
     variable = cells.variable_matrix()
     check_varies(variable)
@@ -93,6 +99,7 @@ def fit(
     states, placement = _place(
         study, variable, facts, of_variable=of_variable, network=network, settings=settings, rng=rng
     )
+    _warn_fewer(settings.n_latent, placement)
     denoiser = _denoiser(placement, of_variable, rng)
     loadings, placed = _components(network), placement.placed
     population = _population(study, alignment, loadings, share=placed.share)
@@ -124,6 +131,17 @@ def fit(
     )
     signed = cells.values.negative
     return Fitted(settings, design.columns, design.labels, signed, mapper, own), placement
+
+
+def _warn_fewer(n_latent: int, placement: Placement) -> None:
+    """Warn that there are fewer dimensions than were asked for; the default asks for none."""
+    n_cells, dims = placement.placed.corrected.shape
+    if dims < n_latent != Settings().n_latent:
+        msg = (
+            f"n_latent={n_latent}: {placement.variable.shape[1]} variable genes and {n_cells:,} "
+            f"cells allow no more than {dims} dimensions, which the embedding has."
+        )
+        warnings.warn(msg, stacklevel=4)
 
 
 def align_study(
