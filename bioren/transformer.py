@@ -18,6 +18,7 @@ from bioren.bridge import check_limits
 from bioren.effects.alignment import MAX_REMOVED, Removal, align, warn_isolated
 from bioren.effects.diagnosis import CONFOUNDED, ConditionDesign
 from bioren.effects.states import CellFacts
+from bioren.effects.unmeasured import warn_unmeasured
 
 __all__ = ["BridgeTransformer"]
 
@@ -156,6 +157,8 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             iterations=2 if self.standardize or types is not None else 0,
         )
         warn_isolated(self.batches_.tolist(), self.alignment_)
+        features = getattr(self, "feature_names_in_", np.arange(X.shape[1])).astype(str).tolist()
+        warn_unmeasured(self.batches_.tolist(), features, self.alignment_.unmeasured)
         return self
 
     def transform(self, X: Any, *, batch: Any = None) -> np.ndarray:
@@ -182,7 +185,13 @@ class BridgeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def fit_transform(
         self, X: Any, y: Any = None, *, batch: Any = None, labels: Any = None
     ) -> np.ndarray:
-        """Fit to the rows and return them on the reference's scale."""
+        """Fit to the rows and return them on the reference's scale.
+
+        Parameters
+        ----------
+        X, y, batch, labels
+            As for `fit`.
+        """
         return self.fit(X, y, batch=batch, labels=labels).transform(X, batch=batch)
 
     def _apply(self, X: Any, batch: Any, bridges: Any) -> np.ndarray:

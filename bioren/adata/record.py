@@ -126,7 +126,7 @@ def write_record(
 ) -> None:
     """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither.
 
-    Without `n_measured`, every gene was measured in all cells.
+    Without `n_measured`, every gene was measured in all cells, but where `alignment` says no.
     """
     record: dict[str, Any] = {
         "version": __version__,
@@ -143,6 +143,8 @@ def write_record(
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)
     record["scales_states"] = alignment.scales_states
+    if n_measured is None and alignment.unmeasured.any():
+        n_measured = np.where(alignment.unmeasured, 0, record["cells"][:, None])
     if n_measured is not None:
         record["n_measured"] = n_measured
     adata.uns[key] = record

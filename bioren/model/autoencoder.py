@@ -24,6 +24,7 @@ from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.gene_programs import warn_programs
 from bioren.effects.states import CellFacts, ConditionalBridge
+from bioren.effects.unmeasured import warn_unmeasured
 from bioren.model import file as model_file
 from bioren.model.fitted import Fitted, Placement, Settings
 from bioren.model.fitting import check_settings, fit
@@ -336,7 +337,9 @@ class RenormAutoencoder:
             x, genes, batches, covariates=covariates, rng=np.random.default_rng(0)
         )
         warn_low_scores(batches.names, mapped.samples["mapping_score"].to_numpy())
-        warn_programs(batches.names, list(population.genes[genes.reference]), mapped.alignment)
+        shared = list(population.genes[genes.reference])
+        warn_unmeasured(batches.names, shared, mapped.alignment.unmeasured)
+        warn_programs(batches.names, shared, mapped.alignment)
         return mapped
 
     def add(

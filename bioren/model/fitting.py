@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,14 @@ from bioren.effects.gene_programs import warn_programs
 from bioren.effects.limits import expression_bridge, within_limits
 from bioren.effects.state_profile import moments_by_state
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.effects.unmeasured import expected_there, warn_unmeasured
 from bioren.model.fitted import Fitted, OwnSamples, Placement, Settings, network_facts
 from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import Epoch, embed, fit_network
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
 
-__all__ = ["align_study", "check_settings", "find_states", "fit"]
+__all__ = ["align_study", "check_settings", "find_states", "fit", "warn_of_effects"]
 
 #: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
 SHIFT_ENTRIES = 2**26
@@ -91,8 +93,7 @@ def fit(
     facts = network_facts(variable, design.facts)
     removal = settings.removal
     alignment = align_study(study, facts, removal, rng=rng, variable=variable)
-    warn_isolated(design.batches.names, alignment)
-    warn_programs(design.batches.names, list(cells.genes), alignment)
+    warn_of_effects(design.batches.names, list(cells.genes), alignment)
 
     of_variable = alignment.of_genes(cells.variable)
     network, history = _train(study, variable, of_variable, settings=settings, rng=rng)
@@ -133,13 +134,20 @@ def fit(
     return Fitted(settings, design.columns, design.labels, signed, mapper, own), placement
 
 
+def warn_of_effects(names: Sequence[str], genes: Sequence[str], alignment: Alignment) -> None:
+    """Warn of samples and genes whose effects are not what they seem to be."""
+    warn_isolated(names, alignment)
+    warn_unmeasured(names, genes, alignment.unmeasured)
+    warn_programs(names, genes, alignment)
+
+
 def _warn_fewer(n_latent: int, placement: Placement) -> None:
     """Warn that there are fewer dimensions than were asked for; the default asks for none."""
-    n_cells, dims = placement.placed.corrected.shape
-    if dims < n_latent != Settings().n_latent:
+    n_genes, dims = placement.variable.shape[1], placement.placed.corrected.shape[1]
+    if n_genes <= n_latent != Settings().n_latent:
         msg = (
-            f"n_latent={n_latent}: {placement.variable.shape[1]} variable genes and {n_cells:,} "
-            f"cells allow no more than {dims} dimensions, which the embedding has."
+            f"n_latent={n_latent}: {n_genes} variable genes allow no more than {n_genes - 1} "
+            f"dimensions, and the embedding has {dims}."
         )
         warnings.warn(msg, stacklevel=4)
 
@@ -241,7 +249,7 @@ def _denoiser(placement: Placement, of_variable: Alignment, rng: np.random.Gener
         variable,
         codes,
         placed.share,
-        bridges=of_variable.full,
+        bridges=of_variable.filled,
         center=of_variable.reference.mean,
         n_components=placed.corrected.shape[1],
         rng=rng,
@@ -304,10 +312,11 @@ def _population(
 ) -> Population:
     cells, design = study
     everything = np.ones(design.n_samples, dtype=bool)
+    by_state = moments_by_state(cells.x, design.batches.codes, design.n_samples, share=share)
     return Population(
         genes=cells.genes,
         samples=design.batches.names,
-        by_state=moments_by_state(cells.x, design.batches.codes, design.n_samples, share=share),
+        by_state=expected_there(by_state, alignment.unmeasured),
         bridges=alignment.full,
         in_reference=everything if design.in_reference is None else design.in_reference,
         variable=cells.variable,
