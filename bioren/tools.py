@@ -150,6 +150,13 @@ def integrate(
     FileExistsError
         `save_model` exists.
 
+    Warns
+    -----
+    UserWarning
+        The condition is confounded with the samples; values look standardized; samples have hardly
+        a cell state in common with the others, or never measured many genes; a known gene program
+        has the largest effects; the correction changed much of a sample's structure.
+
     Examples
     --------
     >>> bioren.tl.integrate(adata, "sample")                            # doctest: +SKIP
@@ -447,7 +454,8 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
 
         ``sample``, ``gene``, ``cells``, ``n_measured``
             Names, the sample's number of cells, and how many of them have a value of the gene:
-            all, unless values are missing.
+            all, unless values are missing; 0 where values say 0 and a sample never measured the
+            gene (`bioren.effects.unmeasured`), whose r and d are then 1 and 0.
         ``r``, ``d``
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
             standardized to the reference's composition of cell states.
@@ -461,6 +469,11 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             Whether cells were compared within states; if not, the plain moments of samples were.
         ``removed``, ``kept``
             Share of ``d`` that was removed, less than 1 where it may be chance; and the rest.
+        ``removed_r``
+            Share of ``log r`` that was removed, by which expression was rescaled: less than 1 where
+            the effect may be chance, beyond the limit of `max_removed`, and in samples whose scale
+            does not hold for the differences between their states.  NaN in records of earlier
+            versions.
 
     Raises
     ------

@@ -64,6 +64,9 @@ class Effects(NamedTuple):
         Number of cells that have a value of the gene, shape ``(samples, genes)``.
     r, d, standard_error_r, standard_error_d, removed
         As in `bioren.effects.alignment.Alignment`, shape ``(samples, genes)``.
+    removed_r
+        Share of ``log r`` that was removed, shape ``(samples, genes)``; NaN in records of earlier
+        versions.
     scales_states
         As in `bioren.effects.alignment.Alignment`, shape ``(samples,)``.
     standardized
@@ -84,6 +87,7 @@ class Effects(NamedTuple):
     standard_error_r: SamplesByGenes
     standard_error_d: SamplesByGenes
     removed: SamplesByGenes
+    removed_r: SamplesByGenes
     scales_states: PerSample
     standardized: bool
     settings: Mapping[str, Any]
@@ -110,6 +114,7 @@ class Effects(NamedTuple):
             "standardized": self.standardized,
             "removed": self.removed.ravel(),
             "kept": 1 - self.removed.ravel(),
+            "removed_r": self.removed_r.ravel(),
         }
         return pd.DataFrame(columns)
 
@@ -142,6 +147,7 @@ def write_record(
     }
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)
+    record["removed_r"] = _removed_of_r(alignment).astype(np.float32)
     record["scales_states"] = alignment.scales_states
     if n_measured is None and alignment.unmeasured.any():
         n_measured = np.where(alignment.unmeasured, 0, record["cells"][:, None])
@@ -185,6 +191,7 @@ def read_effects(adata: AnnData, key: str) -> Effects:
         n_measured=np.asarray(record.get("n_measured", everywhere)),
         # Earlier versions took every sample to be scaled as a whole.
         scales_states=np.asarray(record.get("scales_states", np.ones(len(samples)))),
+        removed_r=np.asarray(record.get("removed_r", np.full(everywhere.shape, np.nan))),
         standardized=bool(settings.get("standardize", True)),
         settings=settings,
         version=str(record.get("version", "unknown")),
@@ -319,6 +326,13 @@ def has_history(adata: AnnData, key: str) -> bool:
 def has_diagnosis(adata: AnnData, key: str) -> bool:
     """Return whether the record has signs of over-correction."""
     return "diagnosis" in adata.uns.get(key, {})
+
+
+def _removed_of_r(alignment: Alignment) -> SamplesByGenes:
+    """Return the share of ``log r`` that the bridges remove; 0 where r is 1."""
+    log_r = np.log(alignment.r)
+    removed = -np.log(alignment.bridges.scale)
+    return np.divide(removed, log_r, out=np.zeros_like(log_r), where=np.abs(log_r) > 1e-12)
 
 
 def _storable(value: Any) -> Any:
