@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bioren.adata.given import check_adata
 from bioren.adata.missing import missing_message
 from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
 from bioren.arrays.shapes import CellsByDims, Positions
@@ -203,12 +204,7 @@ def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
     TypeError, KeyError, ValueError
         See `read_matrix`.
     """
-    if not hasattr(adata, "layers"):
-        msg = (
-            f"Expected an AnnData, received a {type(adata).__name__}. Of several modalities, give "
-            "the one with gene expression: mdata['rna']."
-        )
-        raise TypeError(msg)
+    check_adata(adata)
     if layer is not None and layer not in adata.layers:
         msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
         raise KeyError(msg)
@@ -254,9 +250,13 @@ def check_strength(strength: float) -> None:
 
     Raises
     ------
+    TypeError
+        It is no number.
     ValueError
         It lies outside.
     """
+    if not isinstance(strength, int | float | np.number):
+        raise TypeError(f"strength must be a number in [0, 1], received {strength!r}.")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
 
@@ -266,9 +266,12 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
 
     Raises
     ------
+    TypeError
+        `adata` is no AnnData.
     ValueError
-        `adata` is a view of a backed file.
+        It is a view of a backed file.
     """
+    check_adata(adata)
     if adata.isbacked and adata.is_view and not copy:
         msg = (
             "adata is a view of a backed file, to which nothing can be written. "

@@ -16,6 +16,7 @@ from bioren.adata.obs import (
     read_shared_labels,
 )
 from bioren.adata.reference_argument import Reference, read_reference
+from bioren.adata.standardized import warn_standardized
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import BoolPerSample, Positions
 from bioren.effects.states import CellFacts
@@ -113,7 +114,7 @@ def read_design(
     Warns
     -----
     UserWarning
-        The condition cannot be told from the samples.
+        The condition is confounded with the samples.
     """
     batches = read_batches(adata, batch_key, single=True)
     in_reference, population = read_reference(reference, batches)
@@ -144,9 +145,15 @@ def read_study(adata: AnnData, design: Design, *, allow_missing: bool = False) -
         There is no such layer.
     ValueError
         The values look like counts, are infinite, or missing where they may not be.
+
+    Warns
+    -----
+    UserWarning
+        They look standardized gene by gene.
     """
     cells = read_cells(adata, design.columns.layer, allow_missing=True)
     if cells.values.missing and not (allow_missing and design.population is None):
         raise ValueError(missing_message(cells.x, design.batches))
     check_log_scale(cells.values)
+    warn_standardized(cells.x)
     return Study(cells, design)
