@@ -59,6 +59,14 @@ def test_nothing_is_found_where_all_measure_alike(seed, rate, cells):
     assert not find_unmeasured(by_state(x, codes, kind)).any()
 
 
+def test_rare_genes_in_many_states_are_none():
+    rng = np.random.default_rng(0)
+    codes, kind = np.arange(2000) % 2, rng.integers(60, size=2000)
+    x = 1.0 * (rng.random((2000, 200)) < 0.003)
+    assert (~x[codes == 1].any(axis=0)).sum() > 1
+    assert not find_unmeasured(by_state(x, codes, kind)).any()
+
+
 def test_what_is_expected_is_what_the_others_have_in_the_same_states():
     x, codes, kind = counts([[0.9, 0.5], [0.3, 0.5]])
     x[codes == 1, 0] = 0

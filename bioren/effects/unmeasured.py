@@ -146,10 +146,12 @@ def _rate(mean: StatesByGenes, square: StatesByGenes) -> StatesByGenes:
 def _log_of_zeros(here: PerState, cells: StatesByGenes, rate: StatesByGenes) -> PerGene:
     """Return the log probability that a gene is 0 in all cells of a sample.
 
-    The rate itself is known from so many cells: the beta-binomial law, by Jeffreys' prior.  States
-    without cells to compare with say nothing.
+    The rate itself is known from so many cells, and from one more that has the gene's rate in all
+    states: the beta-binomial law.  (Half a cell in each of many states would add up to a lot.)
+    States without cells to compare with say nothing.
     """
-    seen = cells * rate + 0.5
-    unseen = cells * (1 - rate) + 0.5
+    whole = ((cells * rate).sum(axis=0) + 0.5) / (cells.sum(axis=0) + 1)
+    seen = cells * rate + whole
+    unseen = cells * (1 - rate) + 1 - whole
     log = betaln(seen, unseen + here[:, None]) - betaln(seen, unseen)
     return np.where(cells >= 1, log, 0.0).sum(axis=0)
