@@ -129,6 +129,7 @@ def log_expression(path):
     return adata
 
 
+@pytest.mark.filterwarnings("ignore:.*had not been measured")  # names of genes differ
 def test_on_real_data_a_treatment_is_warned_of_and_batches_are_not(real_data):
     adata = log_expression(real_data / "kang_pbmc_ctrl_stim.h5ad")
     with pytest.warns(UserWarning, match=r"interferon-stimulated.*ISG15 \(d = 2\.\d\d\)"):
