@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioren.adata.matrix import check_strength, check_varies, check_writable, writable
+from bioren.adata.matrix import (
+    check_strength,
+    check_varies,
+    check_writable,
+    kept,
+    writable,
+)
 from bioren.adata.missing import warn_missing
 from bioren.adata.record import write_record
 from bioren.adata.reference_argument import Reference, reference_text
@@ -157,7 +163,7 @@ def bridge(
         corrected = scale_by_sample(cells.x, batches.codes, alignment.bridges.scale)
 
     adata = writable(adata, copy=copy)
-    adata.layers[key_added] = corrected
+    adata.layers[key_added] = kept(corrected, adata)
     settings = {
         "layer": layer,
         "reference": reference_text(reference),

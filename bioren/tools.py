@@ -12,6 +12,7 @@ import pandas as pd
 from bioren.adata.matrix import (
     check_strength,
     check_writable,
+    kept,
     matrix_of,
     read_embedding,
     writable,
@@ -294,7 +295,7 @@ def _write(
     settings: dict[str, Any],
 ) -> None:
     """Write all results of a fit but the embedding, which the caller names."""
-    adata.layers[KEY] = results.corrected
+    adata.layers[KEY] = kept(results.corrected, adata)
     if results.decoded is not None:
         adata.obsm[f"{KEY}_decoded"] = results.decoded
     own = fitted.samples()
@@ -402,7 +403,7 @@ def map_query(
 
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = mapped.embedding
-    adata.layers[KEY] = whole
+    adata.layers[KEY] = kept(whole, adata)
     adata.var[f"{KEY}_mapped"] = is_mapped
     if batch_key is None:
         adata.obs[str(batches.key)] = pd.Categorical.from_codes(batches.codes, batches.names)

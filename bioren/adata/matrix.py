@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bioren.adata.columns import column_of
 from bioren.adata.missing import missing_message
-from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
+from bioren.adata.on_disk import has_dask, lazily
+from bioren.arrays.blocks import Block, is_lazy, on_host, row_blocks, stacked, to_dense
 from bioren.arrays.shapes import CellsByDims, Positions
 from bioren.wording import choices, listed
 
@@ -29,6 +31,7 @@ __all__ = [
     "check_strength",
     "check_varies",
     "check_writable",
+    "kept",
     "look_through",
     "matrix_of",
     "read_cells",
@@ -106,8 +109,7 @@ class Cells(NamedTuple):
         everything = len(self.variable) == len(self.genes)
         if everything and isinstance(self.x, np.ndarray | sparse.csr_matrix):
             return self.x
-        blocks = [block[:, self.variable] for _, block in row_blocks(self.x)]
-        return stacked(blocks)
+        return stacked(block[:, self.variable] for _, block in row_blocks(self.x))
 
 
 def read_cells(
@@ -157,7 +159,8 @@ def read_cells(
         return Cells(x, values, adata.var_names, columns)
     variable = np.arange(x.shape[1])
     if "highly_variable" in adata.var:
-        variable = np.flatnonzero(adata.var["highly_variable"].isin([True]))  # NaN is not True
+        marked = column_of(adata.var, "highly_variable")
+        variable = np.flatnonzero(marked.isin([True]))  # NaN is not True
     return Cells(x, values, adata.var_names, variable)
 
 
@@ -268,6 +271,11 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
     ------
     ValueError
         `adata` is a view of a backed file.
+
+    Warns
+    -----
+    UserWarning
+        `adata` is backed, and its results cannot be lazy.
     """
     if adata.isbacked and adata.is_view and not copy:
         msg = (
@@ -275,19 +283,39 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
             "Pass adata.to_memory(), or copy=True."
         )
         raise ValueError(msg)
+    if adata.isbacked and not copy and not has_dask():
+        msg = (
+            "adata is backed, but corrected expression is held in memory, as dask is missing: "
+            "pip install 'bioren[dask]'."
+        )
+        warnings.warn(msg, stacklevel=3)
 
 
 def writable(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return what results are written to: `adata` itself, or a copy in memory.
+    """Return what results are written to: `adata` itself, or a copy, in memory if it is backed.
 
     A view is made an AnnData of its own first, so that its parent stays as it is.  Layers of a
-    backed AnnData live in memory: its file stays as it is.
+    backed AnnData live outside its file, which stays as it is.
     """
     if copy:
         return adata.to_memory() if adata.isbacked else adata.copy()
     if adata.is_view:
         adata.obs_names = adata.obs_names  # any assignment to a view gives it data of its own
     return adata
+
+
+def kept(x: Any, adata: AnnData) -> Any:
+    """Return results as `adata` keeps them: what it cannot read again is computed.
+
+    Parameters
+    ----------
+    x
+        A dask array, if what it was made of is lazy or backed; or an array in memory.
+    adata
+        What `writable` returned.
+    """
+    held = (adata.X, *adata.layers.values())
+    return x if not is_lazy(x) or adata.isbacked or any(map(is_lazy, held)) else x.compute()
 
 
 def check_log_scale(values: Values) -> None:
@@ -320,7 +348,8 @@ def check_varies(x: Block) -> None:
     ValueError
         They are.
     """
-    if (x.max(axis=0) != x.min(axis=0)).sum() == 0:
+    first = to_dense(x[:1])
+    if not any((to_dense(block) != first).any() for _, block in row_blocks(x)):
         msg = (
             f"No gene of the {x.shape[1]} that make the embedding differs between cells: every "
             "one is constant. Check adata.X, or the layer, and var['highly_variable']."
@@ -381,9 +410,7 @@ def _readable(x: Any) -> Any:
             "adata.X = adata.X.astype('float32')"
         )
         raise ValueError(msg)
-    x = on_host(x)  # once, as it is read several times
-    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
-        x = x.to_memory()  # backed, and without rows to read
+    x = lazily(on_host(x))  # once, as it is read several times
     if sparse.issparse(x):
         x = sparse.csr_matrix(x)
         return x.astype(np.float32) if x.dtype == np.float16 else x  # SciPy knows no half

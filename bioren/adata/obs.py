@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bioren.adata.columns import column_of
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import CellsByCovariates, LabelCodes, Positions
 from bioren.effects.diagnosis import confounding, warn_confounded
@@ -283,7 +284,7 @@ def _column(adata: AnnData, key: Any, argument: str) -> pd.Series:
         raise TypeError(f"{argument} must name one column of adata.obs, received {key!r}.")
     if key not in adata.obs:
         raise KeyError(f"There is no column {key!r}; {choices('obs', key, adata.obs)}.")
-    return adata.obs[key]
+    return column_of(adata.obs, key)
 
 
 def _positions(wanted: Sequence[str], names: Sequence[str]) -> Positions:

@@ -268,7 +268,7 @@ def _without_missing(
     gene that the reference lacks would tell samples apart, not states, and is left out.
     """
     known = np.flatnonzero(onto.count[genes] > 0)
-    there = stacked([block[:, known] for _, block in row_blocks(some)])
+    there = stacked(block[:, known] for _, block in row_blocks(some))
     mean = np.where(whole.count > 0, whole.mean, onto.mean)
     return filled(there, codes, mean[:, genes[known]]), genes[known]
 

@@ -17,7 +17,7 @@ from bioren.adata.obs import one_sample, read_batches, read_covariates, read_lab
 from bioren.adata.reference_argument import Reference
 from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.groups import BatchKey
-from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
+from bioren.arrays.shapes import AnyCellsByGenes, CellsByDims, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.states import CellFacts, ConditionalBridge
@@ -418,8 +418,10 @@ class RenormAutoencoder:
         """
         return self._fitted().embedding(self._place(adata, batch_key))
 
-    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> CellsByGenes:
+    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> AnyCellsByGenes:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
+
+        Of a backed or lazy `adata` it is a dask array, computed chunk by chunk when it is read.
 
         Each cell passes the standardized bridge of its sample, and what then differs between
         samples within its states is removed as well: it keeps its own noise and the log scale.

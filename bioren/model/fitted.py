@@ -12,8 +12,8 @@ from bioren.adata.matrix import Cells
 from bioren.adata.study import Columns
 from bioren.arrays.blocks import Block
 from bioren.arrays.shapes import (
+    AnyCellsByGenes,
     CellsByDims,
-    CellsByGenes,
     CellsByStates,
     CellsByVariable,
     SampleCodes,
@@ -108,7 +108,7 @@ class Results(NamedTuple):
     """
 
     embedding: CellsByDims
-    corrected: CellsByGenes
+    corrected: AnyCellsByGenes
     decoded: CellsByVariable | None
     states: CellsByStates
 
@@ -220,7 +220,7 @@ class Fitted:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
         return self._embedding(placement, self._denoised(placement))
 
-    def corrected(self, placement: Placement) -> CellsByGenes:
+    def corrected(self, placement: Placement) -> AnyCellsByGenes:
         """Return expression on the reference's scale, of the genes of the placed cells."""
         genes = placement.cells.genes
         columns = self.genes.get_indexer(genes)
