@@ -64,12 +64,15 @@ class Values(NamedTuple):
         Whether there are values below 0.
     like_counts
         Whether they look like counts; see `check_log_scale`.
+    empty
+        Number of cells in which no value differs from 0.
     """
 
     missing: int
     infinite: int
     negative: bool
     like_counts: bool
+    empty: int
 
 
 class Cells(NamedTuple):
@@ -360,19 +363,31 @@ def check_varies(x: Block) -> None:
 def look_through(x: Any) -> Values:
     """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
     missing, infinite, negative, n_above, n_whole, largest = 0, 0, False, 0, 0, 0.0
+    empty = 0
     for _, block in row_blocks(x):
         values = block if isinstance(block, np.ndarray) else block.data
         wrong = int((~np.isfinite(values)).sum())
         if wrong:
             of_block = int(np.isnan(values).sum())
             missing, infinite = missing + of_block, infinite + wrong - of_block
+        empty += _count_empty(block)
         negative = negative or bool((values < 0).any())
         above = values[values > 1]
         n_above += above.size
         n_whole += int((above == np.floor(above)).sum())
         largest = max(largest, float(above.max(initial=0)))
     like_counts = not negative and (largest > LARGEST_LOG or 2 * n_whole > n_above)
-    return Values(missing, infinite, negative, like_counts)
+    return Values(missing, infinite, negative, like_counts, empty)
+
+
+def _count_empty(block: Block) -> int:
+    """Return the number of rows in which no value differs from 0."""
+    if isinstance(block, np.ndarray):
+        return int((~block.any(axis=1)).sum())
+    if not block.data.all():
+        block = block.copy()
+        block.eliminate_zeros()
+    return int((np.diff(block.indptr) == 0).sum())
 
 
 def target_sum(x: Any) -> float | None:
