@@ -7,7 +7,10 @@ from typing import Any
 
 from bioren.arrays.blocks import BLOCK_ENTRIES
 
-__all__ = ["has_dask", "lazily"]
+__all__ = ["TOGETHER", "has_dask", "lazily"]
+
+#: Rows of a dense matrix that are compressed together, where it is written.
+TOGETHER = 64
 
 
 def has_dask() -> bool:
@@ -25,13 +28,14 @@ def lazily(x: Any) -> Any:
 
     if isinstance(x, CSCDataset):
         return x.to_memory()
-    if not isinstance(x, CSRDataset | h5py.Dataset) or not has_dask():
+    is_array = isinstance(x, h5py.Dataset) or type(x).__module__.split(".")[0] == "zarr"
+    if not (isinstance(x, CSRDataset) or is_array) or not has_dask():
         return x
+    # What is compressed together is read together.
+    together = (x.chunks or (1,))[0] if is_array else TOGETHER
     n_rows = max(1, BLOCK_ENTRIES // x.shape[1])
-    if isinstance(x, CSRDataset):
-        return _read_lazily(x.group, n_rows)
-    stored = x.chunks[0] if x.chunks else 1  # what is compressed together is read together
-    return _read_lazily(x, max(1, n_rows // stored) * stored)
+    n_rows = n_rows if n_rows < together else n_rows // together * together
+    return _read_lazily(x if is_array else x.group, n_rows)
 
 
 def _read_lazily(stored: Any, n_rows: int) -> Any:

@@ -54,6 +54,7 @@ def _dispersion(moments: Moments) -> PerGene:
     table = pd.DataFrame({"log": log, "bin": pd.cut(np.log1p(mean), BINS)})
     of_bin = table.groupby("bin", observed=True)["log"]
     center, spread = (of_bin.transform(name).to_numpy() for name in ("mean", "std"))
-    alone = np.isnan(spread)
-    found[there] = np.where(alone, log / center, (log - center) / np.where(alone, 1, spread))
+    alone, alike = np.isnan(spread), spread == 0
+    within = (log - center) / np.where(alone | alike, np.nan, spread)
+    found[there] = np.where(alone, log / center, within)
     return found

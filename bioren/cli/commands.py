@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bioren
-from bioren.cli.files import atomic_targets, read_file, same_file, write_file
+from bioren.cli.files import atomic_targets, read_file, same_file
 from bioren.cli.messages import clear_errors, speaker
 from bioren.cli.preparation import normalize, prepare
 from bioren.cli.shared_options import Condition, Layer, Overwrite, Quiet, one_or_several
+from bioren.cli.streams import write_stored
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -203,7 +204,8 @@ def integrate(
             atomic_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
         ):
-            adata = read_file(source, say)
+            stored = read_file(source, say)
+            adata = stored.adata
             key = one_or_several(batch_key)
             from bioren.adata.obs import read_labels
 
@@ -228,7 +230,7 @@ def integrate(
                 save_model=fitted,
                 progress=not quiet,
             )
-            write_file(adata, paths[target])
+            write_stored(stored, paths[target])
             if fitted is not None:
                 model = bioren.load(fitted)
                 for labels_key in learn or []:
@@ -300,7 +302,8 @@ def map_query(
             raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
         say(f"{reference}: {model.population_}")
-        adata = read_file(source, say)
+        stored = read_file(source, say)
+        adata = stored.adata
         if layer is None:
             normalize(adata, say, model.population_.target_sum)
         key = one_or_several(batch_key)
@@ -311,7 +314,7 @@ def map_query(
 
         for name, score in read_mapping_score(adata, "bioren").items():
             say(f"{name}: mapping score {score:.2f}")
-        write_file(adata, paths[target])
+        write_stored(stored, paths[target])
     say(f"{target} written")
 
 
@@ -369,7 +372,7 @@ def effects(
             if same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
         with atomic_targets(source, targets, overwrite=overwrite) as paths:
-            adata = read_file(source, say)
+            adata = read_file(source, say).adata
             _find_effects(adata, batch_key or [], condition, say=say, progress=not quiet)
             if table is not None:
                 bioren.tl.batch_effects(adata).to_csv(paths[table], index=False)
