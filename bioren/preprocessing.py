@@ -146,7 +146,8 @@ def bridge(
             "standardize=False."
         )
         raise ValueError(msg)
-    study = read_study(adata, design, allow_missing=True)
+    seeded = np.random.default_rng(rng)
+    study = read_study(adata, design, seeded, allow_missing=True)
     n_measured = _count_where_missing(study)
     cells, batches = study.cells, design.batches
     variable = None
@@ -154,7 +155,6 @@ def bridge(
         variable = cells.variable_matrix()
         check_varies(variable)
     removal = Removal(strength, max_kept, max_removed)
-    seeded = np.random.default_rng(rng)
     alignment = align_study(study, design.facts, removal, rng=seeded, variable=variable)
     warn_isolated(batches.names, alignment)
     if center:

@@ -25,7 +25,7 @@ from bioren.adata.record import (
     write_record,
 )
 from bioren.adata.reference_argument import Reference, reference_text
-from bioren.adata.study import read_design, read_study
+from bioren.adata.study import read_design
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import MAX_REMOVED
 from bioren.files.atomic import check_target
@@ -192,7 +192,7 @@ def integrate(
     )
     if save_model is not None:
         check_target(Path(save_model))
-    placement = model.fit_study(read_study(adata, design), scored=save_model is not None)
+    placement = model.fit_design(adata, design, scored=save_model is not None)
     fitted = model.fitted_
     results = fitted.apply(placement, decoded=decoded)
     settings = {

@@ -7,6 +7,7 @@ cells comes through `bioren.adata.obs`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from bioren.adata.missing import missing_message
 from bioren.adata.on_disk import has_dask, lazily
 from bioren.arrays.blocks import Block, is_lazy, on_host, row_blocks, stacked, to_dense
 from bioren.arrays.shapes import CellsByDims, Positions
+from bioren.arrays.survey import Survey, Surveyor
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -88,12 +90,15 @@ class Cells(NamedTuple):
         Name of each column.
     variable
         Columns of the genes in which states are sought and embeddings built.
+    survey
+        What else was found as the values were looked through; None: nothing.
     """
 
     x: Any
     values: Values
     genes: pd.Index
     variable: Positions
+    survey: Survey | None = None
 
     def variable_matrix(self) -> Block:
         """Return the variable genes' columns, in memory, as an ndarray or in CSR form.
@@ -109,6 +114,8 @@ class Cells(NamedTuple):
                 f" marked in var['highly_variable'], of {len(self.genes)}." if marked else "."
             )
             raise ValueError(msg)
+        if self.survey is not None:
+            return self.survey.variable
         everything = len(self.variable) == len(self.genes)
         if everything and isinstance(self.x, np.ndarray | sparse.csr_matrix):
             return self.x
@@ -121,6 +128,7 @@ def read_cells(
     *,
     genes: pd.Index | None = None,
     allow_missing: bool = False,
+    surveyed: Callable[[Any, Positions], Surveyor | None] = lambda x, variable: None,
 ) -> Cells:
     """Read the expression matrix.
 
@@ -135,6 +143,8 @@ def read_cells(
         Genes that are the variable ones, in this order; None: those that `adata` marks.
     allow_missing
         See `read_matrix`.
+    surveyed
+        Returns what else is to look at the matrix in the same pass, or None.
 
     Raises
     ------
@@ -143,7 +153,17 @@ def read_cells(
     ValueError
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
-    x, values = read_matrix(adata, layer, allow_missing=allow_missing)
+    x = matrix_of(adata, layer)
+    variable = _variable(adata, genes)
+    surveyor = surveyed(x, variable)
+    values = look_through(x, None if surveyor is None else surveyor.take)
+    _check_finite(x, values, allow_missing=allow_missing)
+    survey = None if surveyor is None else surveyor.found()
+    return Cells(x, values, adata.var_names, variable, survey)
+
+
+def _variable(adata: AnnData, genes: pd.Index | None) -> Positions:
+    """Return the columns of the variable genes; see `read_cells`."""
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
@@ -159,12 +179,11 @@ def read_cells(
                 f"{listed(genes[columns < 0])}."
             )
             raise KeyError(msg)
-        return Cells(x, values, adata.var_names, columns)
-    variable = np.arange(x.shape[1])
-    if "highly_variable" in adata.var:
-        marked = column_of(adata.var, "highly_variable")
-        variable = np.flatnonzero(marked.isin([True]))  # NaN is not True
-    return Cells(x, values, adata.var_names, variable)
+        return columns
+    if "highly_variable" not in adata.var:
+        return np.arange(adata.n_vars)
+    marked = column_of(adata.var, "highly_variable")
+    return np.flatnonzero(marked.isin([True]))  # NaN is not True
 
 
 def read_matrix(
@@ -190,6 +209,12 @@ def read_matrix(
     """
     x = matrix_of(adata, layer)
     values = look_through(x)
+    _check_finite(x, values, allow_missing=allow_missing)
+    return x, values
+
+
+def _check_finite(x: Any, values: Values, *, allow_missing: bool) -> None:
+    """Refuse values that are infinite, or missing; see `read_matrix`."""
     if values.infinite:
         msg = (
             f"{values.infinite} values are infinite. They often come from a logarithm of 0: take "
@@ -198,7 +223,6 @@ def read_matrix(
         raise ValueError(msg)
     if values.missing and not allow_missing:
         raise ValueError(missing_message(x))
-    return x, values
 
 
 def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
@@ -360,11 +384,19 @@ def check_varies(x: Block) -> None:
         raise ValueError(msg)
 
 
-def look_through(x: Any) -> Values:
-    """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
+def look_through(x: Any, also: Callable[[slice, Block], None] | None = None) -> Values:
+    """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass.
+
+    Parameters
+    ----------
+    x
+        The matrix.
+    also
+        Sees each block, and its rows, in the same pass, as long as no value is infinite.
+    """
     missing, infinite, negative, n_above, n_whole, largest = 0, 0, False, 0, 0, 0.0
     empty = 0
-    for _, block in row_blocks(x):
+    for rows, block in row_blocks(x):
         values = block if isinstance(block, np.ndarray) else block.data
         wrong = int((~np.isfinite(values)).sum())
         if wrong:
@@ -376,6 +408,8 @@ def look_through(x: Any) -> Values:
         n_above += above.size
         n_whole += int((above == np.floor(above)).sum())
         largest = max(largest, float(above.max(initial=0)))
+        if also is not None and not infinite:
+            also(rows, block)
     like_counts = not negative and (largest > LARGEST_LOG or 2 * n_whole > n_above)
     return Values(missing, infinite, negative, like_counts, empty)
 

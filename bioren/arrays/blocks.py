@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +19,7 @@ from bioren.arrays.shapes import Positions
 __all__ = [
     "BLOCK_ENTRIES",
     "Block",
+    "Stack",
     "as_block",
     "check_matrix",
     "gather_rows",
@@ -97,26 +97,10 @@ def on_host(x: Any) -> Any:
 
 def stacked(blocks: Iterable[Block]) -> Block:
     """Return the blocks one below the other; they are read in turn and never held twice."""
-    rest = iter(blocks)
-    first = next(rest)
-    second = next(rest, None)
-    if second is None:
-        return first
-    if isinstance(first, np.ndarray):
-        rows = _Growing(first)
-        for block in chain([second], rest):
-            rows.append(block)
-        return rows.whole()
-    parts = [_Growing(part) for part in (first.data, first.indices, np.diff(first.indptr))]
-    for block in chain([second], rest):
-        block = sparse.csr_matrix(block)
-        for part, more in zip(
-            parts, (block.data, block.indices, np.diff(block.indptr)), strict=True
-        ):
-            part.append(more)
-    data, indices, lengths = (part.whole() for part in parts)
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return sparse.csr_matrix((data, indices, starts), shape=(len(lengths), first.shape[1]))
+    stack = Stack()
+    for block in blocks:
+        stack.append(block)
+    return stack.whole()
 
 
 def to_dense(block: Block) -> np.ndarray:
@@ -165,6 +149,45 @@ def _chunk_slices(x: Any, step: int) -> Iterator[slice]:
         stop += n_rows
     if stop > start:
         yield slice(start, stop)
+
+
+class Stack:
+    """Blocks one below the other, as they come."""
+
+    def __init__(self) -> None:
+        self.first: Block | None = None
+        self.parts: list[_Growing] = []
+
+    def append(self, block: Block) -> None:
+        """Add a block; all have as many columns, and are dense, or sparse."""
+        if self.first is None:
+            self.first = block
+            return
+        if not self.parts:
+            self.parts = [_Growing(part) for part in _parts(self.first)]
+        for part, more in zip(self.parts, _parts(block), strict=True):
+            part.append(more)
+
+    def whole(self) -> Block:
+        """Return all that was added; there was something."""
+        if self.first is None:
+            raise ValueError("There are no blocks.")
+        if not self.parts:
+            return self.first
+        if len(self.parts) == 1:
+            return self.parts[0].whole()
+        data, indices, lengths = (part.whole() for part in self.parts)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        shape = len(lengths), self.first.shape[1]
+        return sparse.csr_matrix((data, indices, starts), shape=shape)
+
+
+def _parts(block: Block) -> list[np.ndarray]:
+    """Return the arrays that make up a block; those of blocks below each other are concatenated."""
+    if isinstance(block, np.ndarray):
+        return [block]
+    rows = sparse.csr_matrix(block)
+    return [rows.data, rows.indices, np.diff(rows.indptr)]
 
 
 class _Growing:

@@ -8,6 +8,7 @@ not measured: each gene is then counted by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self
@@ -15,7 +16,7 @@ from typing import Any, Generic, Self
 import numpy as np
 from scipy import sparse
 
-from bioren.arrays.blocks import Block, check_matrix, row_blocks, to_dense
+from bioren.arrays.blocks import Block, check_matrix, is_lazy, row_blocks, to_dense
 from bioren.arrays.shapes import (
     BoolCellsByGenes,
     CellsByGenes,
@@ -29,6 +30,10 @@ from bioren.arrays.shapes import (
 from bioren.bridge import Array, per_gene
 
 __all__ = ["Moments"]
+
+#: Blocks of lazy matrices with more values than this share are made dense for moments by state:
+#: with 100 states and half of the values stored, that is three times as fast.
+DENSE = 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
@@ -124,14 +129,31 @@ class Moments(Generic[Array]):
             raise ValueError(msg)
         n_states = 1 if weights is None else weights.shape[1]
         total = cls.empty((n_groups, n_states), x.shape[1])
+        dense = weights is not None and is_lazy(x)
         for rows, block in row_blocks(x):
+            if dense and not isinstance(block, np.ndarray):
+                block = block.toarray() if block.nnz > DENSE * math.prod(block.shape) else block
             share = np.ones((block.shape[0], 1)) if weights is None else weights[rows]
-            for group, part, cells in _parts(block, codes[rows]):
-                found = cls._weighted(part, share[cells])
-                if found.incomplete and not total.incomplete:
-                    total = total._by_gene()
-                total._add(group, found)
+            total = total.with_block(block, codes[rows], share)
         return total[:, 0] if weights is None else total
+
+    def with_block(self, block: Block, codes: SampleCodes, share: CellsByStates) -> Moments[Any]:
+        """Return the moments by group and state with those of a block's cells; `self` may change.
+
+        Parameters
+        ----------
+        block
+            Rows in memory.
+        codes, share
+            Their groups, and weights in the states, ``(cells, states)``.
+        """
+        total: Moments[Any] = self
+        for group, part, cells in _parts(block, codes):
+            found = self._weighted(part, share[cells])
+            if found.incomplete and not total.incomplete:
+                total = total._by_gene()
+            total._add(group, found)
+        return total
 
     @classmethod
     def empty(cls, groups: tuple[int, ...], n_genes: int) -> Moments[np.ndarray]:

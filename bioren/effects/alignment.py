@@ -27,6 +27,7 @@ from bioren.arrays.shapes import (
     SampleCodes,
     SamplesByGenes,
 )
+from bioren.arrays.survey import Survey
 from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.effects import constants
@@ -160,6 +161,7 @@ def align(
     removal: Removal | None = None,
     n_components: int = 30,
     iterations: int = 2,
+    survey: Survey | None = None,
 ) -> Alignment:
     """Find the standardized bridge of every sample.
 
@@ -188,15 +190,16 @@ def align(
     iterations
         Number of iterations of states and bridge; 0 compares the samples as they are, whatever
         their composition.
+    survey
+        What is known of `x` and needs no pass over it any more; None: nothing.
     """
     removal = removal or Removal()
     facts = facts._replace(covariates=None)
     codes = facts.codes
-    whole = Moments.by_group(x, codes, n_samples)
+    whole = Moments.by_group(x, codes, n_samples) if survey is None else survey.whole
     plain = standardize(whole[:, None], in_reference)
     alignment = compare(plain, removal)
-    sketch = sketched(codes, n_samples, rng, labels=facts.labels)
-    x_of_sketch = gather_rows(x, sketch)
+    sketch, x_of_sketch = _sketch(x, facts, n_samples, rng=rng, survey=survey)
 
     def with_errors(standardized: Standardized, share: CellsByStates) -> Alignment:
         variance = variance_of_squares(
@@ -257,6 +260,21 @@ def align(
         standardized = standardize(by_state, in_reference)
         alignment = compare(standardized, removal)
     return with_errors(standardized, share)._replace(overlap_before=overlap_before)
+
+
+def _sketch(
+    x: Any,
+    facts: CellFacts,
+    n_samples: int,
+    *,
+    rng: np.random.Generator,
+    survey: Survey | None,
+) -> tuple[Positions, Block]:
+    """Return the cells among which states are sought, and their expression of all genes."""
+    if survey is not None:
+        return survey.sketch, survey.of_sketch
+    sketch = sketched(facts.codes, n_samples, rng, labels=facts.labels)
+    return sketch, gather_rows(x, sketch)
 
 
 def _without_missing(

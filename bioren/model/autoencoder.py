@@ -15,7 +15,7 @@ from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, rea
 from bioren.adata.missing import missing_message
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
 from bioren.adata.reference_argument import Reference
-from bioren.adata.study import Study, read_design, read_study
+from bioren.adata.study import Design, read_design, read_study
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.shapes import AnyCellsByGenes, CellsByDims, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
@@ -162,20 +162,25 @@ class RenormAutoencoder:
             condition_key=condition_key,
             single=True,
         )
-        self.fit_study(read_study(adata, design))
+        self.fit_design(adata, design)
         return self
 
-    def fit_study(self, study: Study, *, scored: bool = True) -> Placement:
-        """Fit what was read already, and return its cells as the network has placed them.
+    def fit_design(self, adata: AnnData, design: Design, *, scored: bool = True) -> Placement:
+        """Read expression, fit, and return the cells as the network has placed them.
 
         A model that was fitted before stays whole if this fails.
 
         Parameters
         ----------
-        study, scored
+        adata
+            As for `fit`.
+        design
+            What else was read of it.
+        scored
             See `bioren.model.fitting.fit`.
         """
         rng = np.random.default_rng(self.rng)
+        study = read_study(adata, design, rng)
         self.fitted_, placement = fit(study, self.settings, rng, scored=scored)
         return placement
 

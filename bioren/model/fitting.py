@@ -149,7 +149,7 @@ def align_study(
         Expression of the genes that tell states apart, in memory; None: the samples' plain moments
         are compared.
     """
-    (x, _, genes, columns), design = study
+    (x, _, genes, columns, survey), design = study
     if design.controls is not None:
         x, facts = rows_of(x, design.controls), facts.of(design.controls)
         variable = None if variable is None else variable[design.controls]
@@ -167,6 +167,7 @@ def align_study(
         in_reference=design.in_reference,
         removal=removal,
         iterations=0 if variable is None else 2,
+        survey=survey,
     )
 
 
