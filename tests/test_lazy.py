@@ -341,3 +341,43 @@ def test_without_dask_results_of_a_backed_file_are_in_memory(
         bioren.tl.integrate(adata, "sample", **OPTIONS)
     assert isinstance(adata.layers["bioren"], np.ndarray)
     assert_allclose(adata.layers["bioren"], integrated.layers["bioren"], atol=1e-5)
+
+
+class TestWhatIsCorrected:
+    def test_variable_genes_alone(self, kind, cells, correct):
+        correct(kind, "sample", corrected="highly_variable")
+        whole = correct(cells, "sample", copy=True)
+        genes = kind.uns["bioren"]["variable_genes"]
+        assert_array_equal(genes, cells.var_names[cells.var["highly_variable"]])
+        assert "bioren" not in kind.layers
+        found = kind.obsm["bioren_corrected"]
+        assert is_lazy(found)
+        expected = whole[:, genes].layers["bioren"]
+        assert_allclose(found.compute(), expected, atol=1e-5)
+
+    @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+    def test_variable_genes_in_memory(self, cells, correct, form):
+        adata = with_x(cells, form(cells.X))
+        correct(adata, "sample", corrected="highly_variable")
+        whole = correct(with_x(cells, form(cells.X)), "sample", copy=True)
+        expected = whole[:, adata.uns["bioren"]["variable_genes"]].layers["bioren"]
+        assert_allclose(adata.obsm["bioren_corrected"], expected, atol=1e-5)
+        assert not adata.layers
+
+    def test_none(self, cells, correct):
+        adata = cells.copy()
+        correct(adata, "sample", corrected=None)
+        assert not adata.layers
+        assert "bioren_corrected" not in adata.obsm
+        expected = correct(cells, "sample", copy=True)
+        assert_array_equal(bioren.tl.batch_effects(adata), bioren.tl.batch_effects(expected))
+
+    def test_another_choice_is_refused(self, cells, correct):
+        with pytest.raises(ValueError, match="'all', 'highly_variable' or None, received 'some'"):
+            correct(cells, "sample", corrected="some")
+
+    def test_variable_genes_have_to_be_marked(self, cells, correct):
+        adata = cells.copy()
+        del adata.var["highly_variable"]
+        with pytest.raises(KeyError, match=r"sc\.pp\.highly_variable_genes"):
+            correct(adata, "sample", corrected="highly_variable")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cells",
     "Values",
+    "check_corrected",
     "check_log_scale",
     "check_same_sum",
     "check_strength",
@@ -41,6 +42,7 @@ __all__ = [
     "read_matrix",
     "target_sum",
     "writable",
+    "write_corrected",
 ]
 
 #: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
@@ -289,6 +291,52 @@ def check_strength(strength: float) -> None:
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
+
+
+def check_corrected(adata: AnnData, corrected: str | None) -> None:
+    """Refuse a choice of genes to be corrected that there is not.
+
+    Raises
+    ------
+    ValueError
+        It is none of ``"all"``, ``"highly_variable"`` and None.
+    KeyError
+        Variable genes are wanted, and none are marked.
+    """
+    if corrected not in ("all", "highly_variable", None):
+        msg = f"corrected must be 'all', 'highly_variable' or None, received {corrected!r}."
+        raise ValueError(msg)
+    if corrected == "highly_variable" and "highly_variable" not in adata.var:
+        msg = (
+            "corrected='highly_variable' needs genes that are marked, and there is no "
+            "var['highly_variable']: call sc.pp.highly_variable_genes(adata, batch_key=...) first."
+        )
+        raise KeyError(msg)
+
+
+def write_corrected(
+    adata: AnnData, key: str, x: Any, *, variable_genes: pd.Index | None = None
+) -> None:
+    """Write corrected expression: a layer, or of variable genes alone an entry of ``obsm``.
+
+    Parameters
+    ----------
+    adata
+        What `writable` returned.
+    key
+        Name of the layer, and of the record in ``uns``, which there is.
+    x
+        Shape ``(cells, genes)``, or ``(cells, variable_genes)``; None: nothing is written.
+    variable_genes
+        Their names, if it is expression of variable genes.
+    """
+    if x is None:
+        return
+    if variable_genes is None:
+        adata.layers[key] = kept(x, adata)
+        return
+    adata.obsm[f"{key}_corrected"] = kept(x, adata)
+    adata.uns[key]["variable_genes"] = variable_genes.to_numpy(dtype=object)
 
 
 def check_writable(adata: AnnData, *, copy: bool) -> None:

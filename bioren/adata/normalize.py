@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from bioren.adata.matrix import look_through
+from bioren.adata.matrix import Values, look_through
 from bioren.adata.obs import read_batches
 from bioren.arrays.blocks import Block, as_block, is_lazy, row_blocks, to_dense
 from bioren.arrays.dispersion import most_dispersed
@@ -28,10 +28,21 @@ TARGET_SUM = 1e4
 MIN_CELLS = 20
 
 
-def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
+def normalize_counts(
+    adata: AnnData, target_sum: float = TARGET_SUM, *, values: Values | None = None
+) -> bool:
     """Bring counts to a sum per cell and take ``log(1 + x)``; log-expression is left alone.
 
     The counts move to ``layers["counts"]``.  Where they are lazy, so is what is made of them.
+
+    Parameters
+    ----------
+    adata
+        Counts in ``adata.X``, or log-expression.
+    target_sum
+        Sum per cell.
+    values
+        What ``adata.X`` is like; None: it is looked through.
 
     Returns
     -------
@@ -43,7 +54,7 @@ def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
     ValueError
         Cells without any count; or ``layers["counts"]`` holds something else.
     """
-    values = look_through(adata.X)
+    values = values or look_through(adata.X)
     if not values.like_counts:
         return False
     if values.empty:

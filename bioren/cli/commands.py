@@ -13,8 +13,8 @@ import typer
 import bioren
 from bioren.cli.files import atomic_targets, read_file, same_file
 from bioren.cli.messages import clear_errors, speaker
-from bioren.cli.preparation import normalize, prepare
-from bioren.cli.shared_options import Condition, Layer, Overwrite, Quiet, one_or_several
+from bioren.cli.preparation import chosen_genes, normalize, prepare
+from bioren.cli.shared_options import Condition, Corrected, Layer, Overwrite, Quiet, one_or_several
 from bioren.cli.streams import write_stored
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def integrate(
             metavar="N",
             min=3,
             help="Build the embedding on so many variable genes, unless var['highly_variable'] "
-            "marks some already.  All genes are corrected.",
+            "marks some already.",
         ),
     ] = VARIABLE_GENES,
     latent: Annotated[
@@ -152,6 +152,13 @@ def integrate(
         typer.Option(metavar="KEY", help="Boolean column: take the effects from these cells."),
     ] = None,
     condition: Condition = None,
+    corrected: Annotated[
+        Corrected,
+        typer.Option(
+            help="Genes whose corrected expression is written: all; the variable ones, to "
+            "obsm['bioren_corrected']; or none, which makes a small file."
+        ),
+    ] = Corrected.all,
     save_model: Annotated[
         Path | None,
         typer.Option(
@@ -180,6 +187,9 @@ def integrate(
     quiet: Quiet = False,
 ) -> None:
     """Remove batch effects from IN.h5ad and write the result to OUT.h5ad.
+
+    Both may be .zarr stores instead.  Matrices of cells x genes are read and written some rows at a
+    time (where dask is installed), so that they need not fit in memory.
 
     Counts in X are normalized first (10,000 per cell, log1p, variable genes by batch) and kept
     in layers["counts"].  Log-expression is taken as it is.
@@ -225,6 +235,7 @@ def integrate(
                 condition_key=condition,
                 n_latent=latent,
                 strength=strength,
+                corrected=chosen_genes(adata, corrected),
                 max_removed=(2.0, math.inf if max_shift is None else max_shift),
                 rng=seed,
                 save_model=fitted,
@@ -239,7 +250,9 @@ def integrate(
                     model.save(paths[save_model], overwrite=True)
                 if publish is not None:
                     model.publish(paths[publish], overwrite=True)
-        say(f"{target}: obsm['X_bioren'], layers['bioren'], uns['bioren'] written")
+        written = {"all": "layers['bioren'], ", "none": ""}
+        more = written.get(corrected.value, "obsm['bioren_corrected'], ")
+        say(f"{target}: obsm['X_bioren'], {more}uns['bioren'] written")
         for path in models:
             say(f"{path}: model written, for `bioren map`")
 
