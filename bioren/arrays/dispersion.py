@@ -17,6 +17,9 @@ __all__ = ["most_dispersed"]
 #: Genes are compared with those of their bin: so many bins of equal width, by log of the mean.
 BINS = 20
 
+#: Genes of a bin of two lie equally far from its mean: their order decides, not rounding errors.
+DECIMALS = 5
+
 
 def most_dispersed(moments: Moments, n_genes: int) -> BoolPerGene:
     """Return which genes are dispersed in most samples; among equals, those that are so the most.
@@ -38,8 +41,7 @@ def most_dispersed(moments: Moments, n_genes: int) -> BoolPerGene:
     known = ~np.isnan(by_sample)
     total = np.where(known, by_sample, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     total[~known.any(axis=0)] = -np.inf
-    # Genes of a bin of two lie equally far from its mean: not rounding, their order decides.
-    order = np.lexsort([-total.round(6), -chosen.sum(axis=0)])
+    order = np.lexsort([-total.round(DECIMALS), -chosen.sum(axis=0)])
     return np.isin(np.arange(len(order)), order[:n_genes])
 
 
@@ -56,5 +58,5 @@ def _dispersion(moments: Moments) -> PerGene:
     center, spread = (of_bin.transform(name).to_numpy() for name in ("mean", "std"))
     alone, alike = np.isnan(spread), spread == 0
     within = (log - center) / np.where(alone | alike, np.nan, spread)
-    found[there] = np.where(alone, log / center, within)
+    found[there] = np.where(alone, log / center, within).round(DECIMALS)
     return found

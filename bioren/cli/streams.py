@@ -132,8 +132,8 @@ def _write_h5ad(stored: Stored, path: Path) -> None:
         matrices = {"X": adata.X} | {f"layers/{name}": x for name, x in adata.layers.items()}
         if adata.raw is not None:
             matrices["raw/X"] = adata.raw.X
-            for key in ("var", "varm"):
-                anndata.io.write_elem(file, f"raw/{key}", getattr(adata.raw, key))
+            for key, part in {"var": adata.raw.var, "varm": dict(adata.raw.varm)}.items():
+                anndata.io.write_elem(file, f"raw/{key}", part)
             file["raw"].attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
         for place, x in matrices.items():
             if x is None or (is_lazy(x) and _copied(stored, x.name, (file, place))):
