@@ -16,6 +16,9 @@ from bioren.arrays.blocks import is_lazy
 from bioren.cli.streams import read_stored, write_stored
 
 
+pytest.importorskip("zarr")
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(on_disk, "BLOCK_ENTRIES", 40 * 50)

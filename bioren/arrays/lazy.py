@@ -77,6 +77,8 @@ def _in_memory(
         for rows, block in row_blocks(x)
     )
     if sparse.issparse(like):
+        if x.shape[0] == 0:  # a chunk may be empty
+            return sparse.csr_matrix((0, n_columns), dtype=like.dtype)
         return stacked(block for _, block in found)
     out = np.empty((x.shape[0], n_columns), dtype=like.dtype)
     for rows, block in found:
