@@ -15,7 +15,6 @@ from bioren.adata import on_disk
 from bioren.arrays.blocks import is_lazy
 from bioren.cli.streams import read_stored, write_stored
 
-
 pytest.importorskip("zarr")
 
 
