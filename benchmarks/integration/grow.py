@@ -44,7 +44,10 @@ def grow(source: Path, target: Path, n_cells: int, *, seed: int = 0) -> None:
     empty = anndata.AnnData(obs=obs, var=adata.var)
     is_zarr = target.suffix == ".zarr"
     (empty.write_zarr if is_zarr else empty.write_h5ad)(target)
-    file = zarr.open_group(target, mode="a") if is_zarr else h5py.File(target, "a")
+    if is_zarr:
+        file = zarr.open_group(target, mode="a", use_consolidated=False)
+    else:
+        file = h5py.File(target, "a")
     counts = csr_matrix(adata.X, dtype=np.float32)
     blocks = thinned(counts, drawn, seed)
     first = next(blocks)
@@ -53,7 +56,9 @@ def grow(source: Path, target: Path, n_cells: int, *, seed: int = 0) -> None:
     anndata.io.write_elem(file, "X", first, dataset_kwargs=options)
     for block in blocks:
         anndata.io.sparse_dataset(file["X"]).append(block)
-    if not is_zarr:
+    if is_zarr:
+        zarr.consolidate_metadata(target)  # of before there was X
+    else:
         file.close()
 
 
