@@ -102,10 +102,13 @@ def test_integration_of_a_file_is_that_of_its_cells(tmp_path, source, target, fo
     assert only(tmp_path, source, target)
 
 
-def test_counts_are_normalized_as_in_memory(tmp_path):
-    path = write(counts(), tmp_path / "in.h5ad")
-    assert integrate(path, tmp_path / "out.h5ad", "--genes", 30).exit_code == 0
-    found, expected = read(tmp_path / "out.h5ad"), counts()
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_counts_are_normalized_as_in_memory(tmp_path, suffix):
+    path = write(counts(), tmp_path / f"in{suffix}")
+    target = tmp_path / f"out{suffix}"
+    result = integrate(path, target, "--genes", 30)
+    assert result.exit_code == 0, result.output
+    found, expected = read(target), counts()
     from bioren.adata.normalize import mark_variable_genes, normalize_counts
 
     normalize_counts(expected)

@@ -78,8 +78,8 @@ def _read(file: Any, path: Path) -> Stored:
     layers = {name: matrix(f"layers/{name}") for name in file.get("layers", {})}
     x = matrix("X") if "X" in file else None
     adata = anndata.AnnData(x, layers=layers, **parts)
-    if "raw" in file:
-        raw = file["raw"]
+    raw = file.get("raw")
+    if raw is not None and raw.attrs.get("encoding-type") == "raw":  # else it stands for None
         varm = anndata.io.read_elem(raw["varm"]) if "varm" in raw else None
         var = anndata.io.read_elem(raw["var"])
         adata.raw = anndata.AnnData(matrix("raw/X"), obs=parts["obs"][[]], var=var, varm=varm)
