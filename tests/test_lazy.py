@@ -301,17 +301,31 @@ def test_each_chunk_is_computed_once_in_a_pass(cells):
 
     x = da.from_array(cells.X, chunks=(7, -1)).map_blocks(note, dtype=cells.X.dtype)
     seen.clear()
-    rows = [slice_ for slice_, _ in row_blocks(x, entries=20 * 16)]
+    list(row_blocks(x, entries=20 * 16))
     assert sorted(seen) == [(i, min(i + 7, N_CELLS)) for i in range(0, N_CELLS, 7)]
-    assert max(row.stop - row.start for row in rows) <= 16
-    assert [row.start for row in rows[1:]] == [row.stop for row in rows[:-1]]
 
 
-def test_chunks_that_are_too_large_are_read_in_parts(cells):
-    x = da.from_array(cells.X, chunks=(100, -1))
-    found = list(row_blocks(x, entries=20 * 30))
-    assert [len(block) for _, block in found] == [30, 30, 30, 10, 20]
-    assert_array_equal(np.concatenate([block for _, block in found]), cells.X)
+@pytest.mark.parametrize("step", [1, 7, 16, 30, 120, 200])
+def test_blocks_are_cut_as_in_memory(kind, cells, step):
+    found = list(row_blocks(kind.X, entries=20 * step))
+    expected = list(row_blocks(cells.X, entries=20 * step))
+    assert [rows for rows, _ in found] == [rows for rows, _ in expected]
+    for (_, block), (_, there) in zip(found, expected, strict=True):
+        assert_array_equal(to_dense(block), there)
+
+
+@pytest.mark.parametrize("chunks", [(50, -1), (7, 3), ((50, 0, 70), (20,))])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_a_lazy_matrix_gives_what_the_same_in_memory_gives_bit_for_bit(
+    cells, folder, correct, form, chunks
+):
+    there, lazily = with_x(cells, form(cells.X)), chunks_of(form, chunks)(cells, folder)
+    correct(there, "sample")
+    correct(lazily, "sample")
+    assert_array_equal(lazily.uns["bioren"]["d"], there.uns["bioren"]["d"])
+    for key in there.obsm:
+        assert_array_equal(lazily.obsm[key], there.obsm[key])
+    assert_allclose(lazily.layers["bioren"].compute(), there.layers["bioren"], rtol=1e-6, atol=1e-6)
 
 
 def test_rows_are_gathered_of_lazy_matrices(kind, cells):

@@ -13,6 +13,7 @@ from test_cli import counts, integrate, logged, one_message, only
 import bioren
 from bioren.adata import on_disk
 from bioren.arrays.blocks import is_lazy
+from bioren.cli import streams
 from bioren.cli.streams import read_stored, write_stored
 
 pytest.importorskip("zarr")
@@ -21,7 +22,8 @@ pytest.importorskip("zarr")
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(on_disk, "BLOCK_ENTRIES", 40 * 50)
-    monkeypatch.setattr(on_disk, "TOGETHER", 16)
+    monkeypatch.setattr(streams, "BLOCK_ENTRIES", 40 * 50)
+    monkeypatch.setattr(streams, "TOGETHER", 16)
 
 
 def full(form=sparse.csr_matrix):

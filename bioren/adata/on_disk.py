@@ -7,10 +7,7 @@ from typing import Any
 
 from bioren.arrays.blocks import BLOCK_ENTRIES
 
-__all__ = ["TOGETHER", "has_dask", "lazily"]
-
-#: Rows of a dense matrix that are compressed together, where it is written.
-TOGETHER = 64
+__all__ = ["has_dask", "lazily"]
 
 
 def has_dask() -> bool:
@@ -31,9 +28,9 @@ def lazily(x: Any) -> Any:
     is_array = isinstance(x, h5py.Dataset) or type(x).__module__.split(".")[0] == "zarr"
     if not (isinstance(x, CSRDataset) or is_array) or not has_dask():
         return x
-    # What is compressed together is read together.
-    together = (x.chunks or (1,))[0] if is_array else TOGETHER
     n_rows = max(1, BLOCK_ENTRIES // x.shape[1])
+    # What is compressed together is read together.
+    together = (x.chunks or (1,))[0] if is_array else 1
     n_rows = n_rows if n_rows < together else n_rows // together * together
     return _read_lazily(x if is_array else x.group, n_rows)
 

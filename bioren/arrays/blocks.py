@@ -124,19 +124,35 @@ def gather_rows(x: Any, cells: Positions) -> Block:
 
 
 def _computed_blocks(x: Any, step: int) -> Iterator[tuple[slice, Block]]:
-    """Yield blocks of a dask array, cut where its chunks are; the next is computed meanwhile."""
+    """Yield blocks of a dask array, cut as those of a matrix in memory, whatever its chunks.
+
+    Sums over blocks are then the same to the last bit.
+    """
+    start, rest = 0, list[Block]()
+    missing = step  # rows until `rest` is a block
+    for block in _computed(x, step):
+        at = 0
+        while block.shape[0] - at >= missing:
+            whole = missing == block.shape[0]  # then there is nothing to copy
+            rest.append(block if whole else block[at : at + missing])
+            yield slice(start, start + step), stacked(rest)
+            at, start, rest, missing = at + missing, start + step, [], step
+        if at < block.shape[0]:
+            rest.append(block[at:])
+            missing -= block.shape[0] - at
+    if rest:
+        yield slice(start, x.shape[0]), stacked(rest)
+
+
+def _computed(x: Any, step: int) -> Iterator[Block]:
+    """Yield a dask array's chunks from top to bottom; the next is computed meanwhile."""
     whole = list(_chunk_slices(x, step))
     with ThreadPoolExecutor(1) as worker:
         ahead = [worker.submit(as_block, x[rows]) for rows in whole[:1]]
-        for number, rows in enumerate(whole, 1):
+        for number in range(1, len(whole) + 1):
             block = ahead.pop().result()
-            ahead += [worker.submit(as_block, x[after]) for after in whole[number : number + 1]]
-            if rows.stop - rows.start <= step:
-                yield rows, block
-                continue
-            for start in range(rows.start, rows.stop, step):
-                part = block[start - rows.start :][:step]
-                yield slice(start, start + part.shape[0]), part
+            ahead += [worker.submit(as_block, x[rows]) for rows in whole[number : number + 1]]
+            yield block
 
 
 def _chunk_slices(x: Any, step: int) -> Iterator[slice]:

@@ -8,7 +8,6 @@ not measured: each gene is then counted by itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self
@@ -16,7 +15,7 @@ from typing import Any, Generic, Self
 import numpy as np
 from scipy import sparse
 
-from bioren.arrays.blocks import Block, check_matrix, is_lazy, row_blocks, to_dense
+from bioren.arrays.blocks import Block, check_matrix, row_blocks, to_dense
 from bioren.arrays.shapes import (
     BoolCellsByGenes,
     CellsByGenes,
@@ -30,10 +29,6 @@ from bioren.arrays.shapes import (
 from bioren.bridge import Array, per_gene
 
 __all__ = ["Moments"]
-
-#: Blocks of lazy matrices with more values than this share are made dense for moments by state:
-#: with 100 states and half of the values stored, that is three times as fast.
-DENSE = 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value
@@ -129,10 +124,7 @@ class Moments(Generic[Array]):
             raise ValueError(msg)
         n_states = 1 if weights is None else weights.shape[1]
         total = cls.empty((n_groups, n_states), x.shape[1])
-        dense = weights is not None and is_lazy(x)
         for rows, block in row_blocks(x):
-            if dense and not isinstance(block, np.ndarray):
-                block = block.toarray() if block.nnz > DENSE * math.prod(block.shape) else block
             share = np.ones((block.shape[0], 1)) if weights is None else weights[rows]
             total = total.with_block(block, codes[rows], share)
         return total[:, 0] if weights is None else total

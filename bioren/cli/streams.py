@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bioren.arrays.blocks import is_lazy, row_blocks
+from bioren.arrays.blocks import BLOCK_ENTRIES, is_lazy, row_blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["Stored", "is_zarr", "read_stored", "write_stored"]
+
+#: Rows of a dense matrix that are compressed together; such are written together.
+TOGETHER = 64
 
 #: What is read into memory, but for matrices of cells x genes.
 IN_MEMORY = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
@@ -164,12 +167,11 @@ def _write_matrix(file: Any, place: str, x: Any) -> None:
     """Write a matrix some rows at a time."""
     import anndata
 
-    from bioren.adata.on_disk import TOGETHER
-
     if not is_lazy(x):
         anndata.io.write_elem(file, place, x, dataset_kwargs={"compression": "gzip"})
         return
-    blocks = row_blocks(x)
+    n_rows = max(1, BLOCK_ENTRIES // x.shape[1] // TOGETHER) * TOGETHER
+    blocks = row_blocks(x, entries=n_rows * x.shape[1])
     _, first = next(blocks)
     if not isinstance(first, np.ndarray):
         # Many values may follow, more than 32 bits count.
