@@ -78,7 +78,7 @@ def is_lazy(x: Any) -> bool:
 
 def as_block(x: Any) -> Block:
     """Return rows `x` in memory, as an ndarray or a CSR matrix without duplicates."""
-    if is_lazy(x):
+    if hasattr(x, "compute"):  # dask
         x = x.compute()
     x = on_host(x)
     if not sparse.issparse(x):
