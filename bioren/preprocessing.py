@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bioren.adata.matrix import check_strength, check_varies, check_writable, writable
+from bioren.adata.matrix import (
+    check_corrected,
+    check_strength,
+    check_varies,
+    check_writable,
+    writable,
+    write_corrected,
+)
 from bioren.adata.missing import warn_missing
 from bioren.adata.record import write_record
 from bioren.adata.reference_argument import Reference, reference_text
 from bioren.adata.study import Study, read_design, read_study
 from bioren.arrays.apply import apply_by_sample, scale_by_sample
 from bioren.arrays.groups import BatchKey
+from bioren.arrays.lazy import columns_of
 from bioren.arrays.missing import count_measured
-from bioren.arrays.shapes import CountBySamplesAndGenes
+from bioren.arrays.shapes import AnyCellsByGenes, CountBySamplesAndGenes
 from bioren.bridge import check_limits
-from bioren.effects.alignment import MAX_REMOVED, Removal
+from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal
 from bioren.model.fitting import align_study, warn_of_effects
 
 if TYPE_CHECKING:
@@ -32,6 +40,7 @@ def bridge(
     reference: Reference = None,
     layer: str | None = None,
     key_added: str = "bioren",
+    corrected: Literal["all", "highly_variable"] | None = "all",
     center: bool = True,
     standardize: bool = True,
     labels_key: str | None = None,
@@ -53,7 +62,8 @@ def bridge(
     ----------
     adata
         Log-expression, or bulk values on a log scale, such as proteomes or metabolomes.  NaN stands
-        for what was not measured, see the notes.
+        for what was not measured, see the notes.  A backed or lazy AnnData
+        (`anndata.experimental.read_lazy`) is read block by block.
     batch_key
         Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
         combination that occurs is then a sample.
@@ -64,6 +74,9 @@ def bridge(
         Layer to read; None: ``adata.X``.
     key_added
         Names the corrected layer, and the record in ``uns``.
+    corrected
+        Genes whose corrected expression is written: all, or those that
+        ``var["highly_variable"]`` marks; None: of none, and ``layers`` stay as they are.
     center
         Whether to shift as well as scale.  Without, zeros stay zero and sparse stays sparse.
     standardize
@@ -94,7 +107,12 @@ def bridge(
 
         ``layers[key_added]``
             Expression on the reference's scale, shape ``(cells, genes)``; dense if centered,
-            else in CSR form where the input is sparse.  float32 (float64 where the input is).
+            else in CSR form where the input is sparse.  float32 (float64 where the input is).  If
+            `adata` is backed or lazy, a dask array that is computed chunk by chunk when it is read
+            or written.
+        ``obsm["{key_added}_corrected"]``
+            The same of the genes ``uns[key_added]["variable_genes"]``, in the place of the layer,
+            if `corrected` is ``"highly_variable"``.
         ``uns[key_added]``
             Effects per sample and gene, see `bioren.tl.batch_effects`.
 
@@ -131,6 +149,7 @@ def bridge(
     check_strength(strength)
     check_limits("max_kept", max_kept)
     check_limits("max_removed", max_removed)
+    check_corrected(adata, corrected)
     check_writable(adata, copy=copy)
     if labels_key is not None and not standardize:
         raise ValueError("labels_key serves to compare within states: standardize=True.")
@@ -145,27 +164,23 @@ def bridge(
     )
     if design.population is not None:
         _check_own_states(labels_key, standardize)
-    study = read_study(adata, design, allow_missing=True)
+    seeded = np.random.default_rng(rng)
+    study = read_study(adata, design, seeded, allow_missing=True)
     n_measured = _count_where_missing(study)
     cells, batches = study.cells, design.batches
     variable = cells.variable_matrix() if standardize else None
     if variable is not None:
         check_varies(variable)
     removal = Removal(strength, max_kept, max_removed)
-    alignment = align_study(
-        study, design.facts, removal, rng=np.random.default_rng(rng), variable=variable
-    )
+    alignment = align_study(study, design.facts, removal, rng=seeded, variable=variable)
     warn_of_effects(batches.names, list(cells.genes), alignment)
-    if center:
-        corrected = apply_by_sample(cells.x, batches.codes, alignment.bridges)
-    else:
-        corrected = scale_by_sample(cells.x, batches.codes, alignment.bridges.scale)
+    values = _corrected(study, alignment, corrected, center=center)
 
     adata = writable(adata, copy=copy)
-    adata.layers[key_added] = corrected
     settings = {
         "layer": layer,
         "reference": reference_text(reference),
+        "corrected": corrected,
         "center": center,
         "standardize": standardize,
         "labels_key": labels_key,
@@ -185,6 +200,8 @@ def bridge(
         settings=settings,
         n_measured=n_measured,
     )
+    variable_genes = cells.genes[cells.variable] if corrected == "highly_variable" else None
+    write_corrected(adata, key_added, values, variable_genes=variable_genes)
     return adata if copy else None
 
 
@@ -195,6 +212,21 @@ def _check_own_states(labels_key: str | None, standardize: bool) -> None:
             "standardize=False."
         )
         raise ValueError(msg)
+
+
+def _corrected(
+    study: Study, alignment: Alignment, which: str | None, *, center: bool
+) -> AnyCellsByGenes | None:
+    """Return expression after the bridges, of the genes that `bridge` names by `corrected`."""
+    (x, _, _, variable, _), design = study
+    if which is None:
+        return None
+    bridges = alignment.bridges
+    if which == "highly_variable":
+        x, bridges = columns_of(x, variable), bridges[:, variable]
+    if center:
+        return apply_by_sample(x, design.batches.codes, bridges)
+    return scale_by_sample(x, design.batches.codes, bridges.scale)
 
 
 def _count_where_missing(study: Study) -> CountBySamplesAndGenes | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from bioren.adata.matrix import (
+    check_corrected,
     check_strength,
     check_writable,
+    kept,
     matrix_of,
     read_embedding,
     writable,
+    write_corrected,
 )
 from bioren.adata.record import (
     read_diagnosis,
@@ -24,7 +27,7 @@ from bioren.adata.record import (
     write_record,
 )
 from bioren.adata.reference_argument import Reference, reference_text
-from bioren.adata.study import read_design, read_study
+from bioren.adata.study import read_design
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.effects.alignment import MAX_REMOVED
 from bioren.files.atomic import check_target
@@ -57,6 +60,7 @@ def integrate(
     n_latent: int = 20,
     strength: float = 1.0,
     max_removed: tuple[float, float] | None = MAX_REMOVED,
+    corrected: Literal["all", "highly_variable"] | None = "all",
     decoded: bool = False,
     rng: int | np.random.Generator = 0,
     training: TrainingOptions | None = None,
@@ -73,7 +77,8 @@ def integrate(
     ----------
     adata
         Log-expression (``sc.pp.normalize_total``, ``sc.pp.log1p``).  Genes marked in
-        ``var["highly_variable"]``, where present, make the embedding; all genes are corrected.
+        ``var["highly_variable"]``, where present, make the embedding.  A backed or lazy one
+        (`anndata.experimental.read_lazy`) is read block by block.
     batch_key
         Column of ``adata.obs`` that says which sample a cell is from, or a list of columns: each
         combination that occurs is then a sample.
@@ -107,6 +112,9 @@ def integrate(
         ``(r_max, d_max)``: no gene of a sample is rescaled by more than ``r_max``, and none has its
         mean shifted by more than ``d_max`` standard deviations, in expression or by way of the
         embedding, apart from what the rescaling does; None: no such limit.
+    corrected
+        Genes whose corrected expression is written: all, or those that
+        ``var["highly_variable"]`` marks; None: of none, and ``layers`` stay as they are.
     decoded
         Whether to write decoded expression too.
     rng
@@ -131,7 +139,11 @@ def integrate(
             Embedding for ``sc.pp.neighbors(use_rep=...)``, shape ``(cells, n_latent)``,
             float32.
         ``layers["bioren"]``
-            Corrected log-expression of all genes, dense, shape ``(cells, genes)``.
+            Corrected log-expression of all genes, dense, shape ``(cells, genes)``; if `adata` is
+            backed or lazy, a dask array that is computed chunk by chunk when it is read or written.
+        ``obsm["bioren_corrected"]``
+            The same of the genes ``uns["bioren"]["variable_genes"]``, in the place of the layer,
+            if `corrected` is ``"highly_variable"``.
         ``uns["bioren"]``
             Effects per sample and gene, see `batch_effects`; signs of over-correction, see
             `diagnose`; the reliability of each dimension; and the training history.
@@ -184,6 +196,7 @@ def integrate(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
     check_settings(n_latent, strength, max_removed=max_removed)
+    check_corrected(adata, corrected)
     check_writable(adata, copy=copy)
     design = read_design(
         adata,
@@ -198,9 +211,9 @@ def integrate(
     )
     if save_model is not None:
         check_target(Path(save_model))
-    placement = model.fit_study(read_study(adata, design), scored=save_model is not None)
+    placement = model.fit_design(adata, design, scored=save_model is not None)
     fitted = model.fitted_
-    results = fitted.apply(placement, decoded=decoded)
+    results = fitted.apply(placement, corrected=corrected, decoded=decoded)
     settings = {
         "layer": layer,
         "reference": reference_text(reference),
@@ -208,6 +221,7 @@ def integrate(
         "covariates": design.columns.covariates or None,
         "controls_key": controls_key,
         "condition_key": condition_key,
+        "corrected": corrected,
         "embedding": key_added,
         "n_latent": results.embedding.shape[1],
         "strength": strength,
@@ -301,7 +315,6 @@ def _write(
     settings: dict[str, Any],
 ) -> None:
     """Write all results of a fit but the embedding, which the caller names."""
-    adata.layers[KEY] = results.corrected
     if results.decoded is not None:
         adata.obsm[f"{KEY}_decoded"] = results.decoded
     own = fitted.samples()
@@ -310,6 +323,10 @@ def _write(
     )
     found = own.diagnosis, fitted.denoiser.reliability, fitted.variable_genes, own.history
     write_fit(adata, KEY, *found)
+    if settings["corrected"] == "highly_variable":
+        write_corrected(adata, KEY, results.corrected, variable_genes=fitted.variable_genes)
+    else:
+        write_corrected(adata, KEY, results.corrected)
 
 
 def _of_genes(use_rep: str) -> str:
@@ -416,7 +433,7 @@ def map_query(
 
     adata = writable(adata, copy=copy)
     adata.obsm[key_added] = mapped.embedding
-    adata.layers[KEY] = whole
+    adata.layers[KEY] = kept(whole, adata)
     adata.var[f"{KEY}_mapped"] = is_mapped
     if batch_key is None:
         adata.obs[str(batches.key)] = pd.Categorical.from_codes(batches.codes, batches.names)

@@ -261,7 +261,7 @@ class TestOutput:
     def test_failure_in_the_middle_leaves_all_as_it_was(
         self, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
     ) -> None:
-        def half_written(self: anndata.AnnData, path: Path) -> None:
+        def half_written(self: anndata.AnnData, path: Path, **options: object) -> None:
             Path(path).write_text("half")
             raise OSError("No space left on device")
 

@@ -457,7 +457,7 @@ class TestMapOutput:
         monkeypatch: pytest.MonkeyPatch,
         overwrite: list[str],
     ) -> None:
-        def half_written(self: anndata.AnnData, path: Path) -> None:
+        def half_written(self: anndata.AnnData, path: Path, **options: object) -> None:
             Path(path).write_text("half")
             raise OSError("No space left on device")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from bioren.adata.columns import column_of
 from bioren.arrays.shapes import Positions
 from bioren.reference.matched_genes import MIN_GENES, MatchedGenes
 from bioren.wording import choices, listed
@@ -88,14 +89,14 @@ def _names(adata: AnnData, genes_key: str | None) -> pd.Index:
     if genes_key not in adata.var:
         msg = f"There is no column {genes_key!r}; {choices('var', genes_key, adata.var)}."
         raise KeyError(msg)
-    return pd.Index(adata.var[genes_key].astype(str))
+    return pd.Index(column_of(adata.var, genes_key).astype(str))
 
 
 def _advice(adata: AnnData, names: pd.Index, genes: pd.Index, *, genes_key: str | None) -> str:
     """Say what may be the matter with names that do not fit, and how to repair it."""
     if len(names) == 0:
         return "It has no genes at all."
-    others = {column: pd.Index(adata.var[column].astype(str)) for column in adata.var.columns}
+    others = {key: pd.Index(column_of(adata.var, key).astype(str)) for key in adata.var.columns}
     for column, found in others.items():
         if max(genes.isin(found).mean(), np.mean(found.isin(genes))) > FEW:
             return f"var[{column!r}] names genes as the reference does: genes_key={column!r}."

@@ -7,16 +7,20 @@ cells comes through `bioren.adata.obs`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bioren.adata.columns import column_of
 from bioren.adata.given import check_adata
 from bioren.adata.missing import missing_message
-from bioren.arrays.blocks import Block, on_host, row_blocks, stacked
+from bioren.adata.on_disk import has_dask, lazily
+from bioren.arrays.blocks import Block, is_lazy, on_host, row_blocks, stacked, to_dense
 from bioren.arrays.shapes import CellsByDims, Positions
+from bioren.arrays.survey import Survey, Surveyor
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -25,11 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Cells",
     "Values",
+    "check_corrected",
     "check_log_scale",
     "check_same_sum",
     "check_strength",
     "check_varies",
     "check_writable",
+    "kept",
     "look_through",
     "matrix_of",
     "read_cells",
@@ -37,6 +43,7 @@ __all__ = [
     "read_matrix",
     "target_sum",
     "writable",
+    "write_corrected",
 ]
 
 #: No log-transformed expression reaches so far: exp(50) molecules do not fit into a cell.
@@ -62,12 +69,15 @@ class Values(NamedTuple):
         Whether there are values below 0.
     like_counts
         Whether they look like counts; see `check_log_scale`.
+    empty
+        Number of cells in which no value differs from 0.
     """
 
     missing: int
     infinite: int
     negative: bool
     like_counts: bool
+    empty: int
 
 
 class Cells(NamedTuple):
@@ -83,12 +93,15 @@ class Cells(NamedTuple):
         Name of each column.
     variable
         Columns of the genes in which states are sought and embeddings built.
+    survey
+        What else was found as the values were looked through; None: nothing.
     """
 
     x: Any
     values: Values
     genes: pd.Index
     variable: Positions
+    survey: Survey | None = None
 
     def variable_matrix(self) -> Block:
         """Return the variable genes' columns, in memory, as an ndarray or in CSR form.
@@ -104,11 +117,12 @@ class Cells(NamedTuple):
                 f" marked in var['highly_variable'], of {len(self.genes)}." if marked else "."
             )
             raise ValueError(msg)
+        if self.survey is not None:
+            return self.survey.variable
         everything = len(self.variable) == len(self.genes)
         if everything and isinstance(self.x, np.ndarray | sparse.csr_matrix):
             return self.x
-        blocks = [block[:, self.variable] for _, block in row_blocks(self.x)]
-        return stacked(blocks)
+        return stacked(block[:, self.variable] for _, block in row_blocks(self.x))
 
 
 def read_cells(
@@ -117,6 +131,7 @@ def read_cells(
     *,
     genes: pd.Index | None = None,
     allow_missing: bool = False,
+    surveyed: Callable[[Any, Positions], Surveyor | None] = lambda x, variable: None,
 ) -> Cells:
     """Read the expression matrix.
 
@@ -131,6 +146,8 @@ def read_cells(
         Genes that are the variable ones, in this order; None: those that `adata` marks.
     allow_missing
         See `read_matrix`.
+    surveyed
+        Returns what else is to look at the matrix in the same pass, or None.
 
     Raises
     ------
@@ -139,7 +156,17 @@ def read_cells(
     ValueError
         There are no cells or genes, gene names repeat, values are no finite numbers.
     """
-    x, values = read_matrix(adata, layer, allow_missing=allow_missing)
+    x = matrix_of(adata, layer)
+    variable = _variable(adata, genes)
+    surveyor = surveyed(x, variable)
+    values = look_through(x, None if surveyor is None else surveyor.take)
+    _check_finite(x, values, allow_missing=allow_missing)
+    survey = None if surveyor is None else surveyor.found()
+    return Cells(x, values, adata.var_names, variable, survey)
+
+
+def _variable(adata: AnnData, genes: pd.Index | None) -> Positions:
+    """Return the columns of the variable genes; see `read_cells`."""
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = (
@@ -155,11 +182,11 @@ def read_cells(
                 f"{listed(genes[columns < 0])}."
             )
             raise KeyError(msg)
-        return Cells(x, values, adata.var_names, columns)
-    variable = np.arange(x.shape[1])
-    if "highly_variable" in adata.var:
-        variable = np.flatnonzero(adata.var["highly_variable"].isin([True]))  # NaN is not True
-    return Cells(x, values, adata.var_names, variable)
+        return columns
+    if "highly_variable" not in adata.var:
+        return np.arange(adata.n_vars)
+    marked = column_of(adata.var, "highly_variable")
+    return np.flatnonzero(marked.isin([True]))  # NaN is not True
 
 
 def read_matrix(
@@ -185,6 +212,12 @@ def read_matrix(
     """
     x = matrix_of(adata, layer)
     values = look_through(x)
+    _check_finite(x, values, allow_missing=allow_missing)
+    return x, values
+
+
+def _check_finite(x: Any, values: Values, *, allow_missing: bool) -> None:
+    """Refuse values that are infinite, or missing; see `read_matrix`."""
     if values.infinite:
         msg = (
             f"{values.infinite} values are infinite. They often come from a logarithm of 0: take "
@@ -193,7 +226,6 @@ def read_matrix(
         raise ValueError(msg)
     if values.missing and not allow_missing:
         raise ValueError(missing_message(x))
-    return x, values
 
 
 def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
@@ -261,6 +293,52 @@ def check_strength(strength: float) -> None:
         raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
 
 
+def check_corrected(adata: AnnData, corrected: str | None) -> None:
+    """Refuse a choice of genes to be corrected that there is not.
+
+    Raises
+    ------
+    ValueError
+        It is none of ``"all"``, ``"highly_variable"`` and None.
+    KeyError
+        Variable genes are wanted, and none are marked.
+    """
+    if corrected not in ("all", "highly_variable", None):
+        msg = f"corrected must be 'all', 'highly_variable' or None, received {corrected!r}."
+        raise ValueError(msg)
+    if corrected == "highly_variable" and "highly_variable" not in adata.var:
+        msg = (
+            "corrected='highly_variable' needs genes that are marked, and there is no "
+            "var['highly_variable']: call sc.pp.highly_variable_genes(adata, batch_key=...) first."
+        )
+        raise KeyError(msg)
+
+
+def write_corrected(
+    adata: AnnData, key: str, x: Any, *, variable_genes: pd.Index | None = None
+) -> None:
+    """Write corrected expression: a layer, or of variable genes alone an entry of ``obsm``.
+
+    Parameters
+    ----------
+    adata
+        What `writable` returned.
+    key
+        Name of the layer, and of the record in ``uns``, which there is.
+    x
+        Shape ``(cells, genes)``, or ``(cells, variable_genes)``; None: nothing is written.
+    variable_genes
+        Their names, if it is expression of variable genes.
+    """
+    if x is None:
+        return
+    if variable_genes is None:
+        adata.layers[key] = kept(x, adata)
+        return
+    adata.obsm[f"{key}_corrected"] = kept(x, adata)
+    adata.uns[key]["variable_genes"] = variable_genes.to_numpy(dtype=object)
+
+
 def check_writable(adata: AnnData, *, copy: bool) -> None:
     """Refuse what results cannot be written to, before any work is done; see `writable`.
 
@@ -270,6 +348,11 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
         `adata` is no AnnData.
     ValueError
         It is a view of a backed file.
+
+    Warns
+    -----
+    UserWarning
+        `adata` is backed, and its results cannot be lazy.
     """
     check_adata(adata)
     if adata.isbacked and adata.is_view and not copy:
@@ -278,19 +361,39 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
             "Pass adata.to_memory(), or copy=True."
         )
         raise ValueError(msg)
+    if adata.isbacked and not copy and not has_dask():
+        msg = (
+            "adata is backed, but corrected expression is held in memory, as dask is missing: "
+            "pip install 'bioren[dask]'."
+        )
+        warnings.warn(msg, stacklevel=3)
 
 
 def writable(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return what results are written to: `adata` itself, or a copy in memory.
+    """Return what results are written to: `adata` itself, or a copy, in memory if it is backed.
 
     A view is made an AnnData of its own first, so that its parent stays as it is.  Layers of a
-    backed AnnData live in memory: its file stays as it is.
+    backed AnnData live outside its file, which stays as it is.
     """
     if copy:
         return adata.to_memory() if adata.isbacked else adata.copy()
     if adata.is_view:
         adata.obs_names = adata.obs_names  # any assignment to a view gives it data of its own
     return adata
+
+
+def kept(x: Any, adata: AnnData) -> Any:
+    """Return results as `adata` keeps them: what it cannot read again is computed.
+
+    Parameters
+    ----------
+    x
+        A dask array, if what it was made of is lazy or backed; or an array in memory.
+    adata
+        What `writable` returned.
+    """
+    held = (adata.X, *adata.layers.values())
+    return x if not is_lazy(x) or adata.isbacked or any(map(is_lazy, held)) else x.compute()
 
 
 def check_log_scale(values: Values) -> None:
@@ -323,7 +426,8 @@ def check_varies(x: Block) -> None:
     ValueError
         They are.
     """
-    if (x.max(axis=0) != x.min(axis=0)).sum() == 0:
+    first = to_dense(x[:1])
+    if not any((to_dense(block) != first).any() for _, block in row_blocks(x)):
         msg = (
             f"No gene of the {x.shape[1]} that make the embedding differs between cells: every "
             "one is constant. Check adata.X, or the layer, and var['highly_variable']."
@@ -331,22 +435,44 @@ def check_varies(x: Block) -> None:
         raise ValueError(msg)
 
 
-def look_through(x: Any) -> Values:
-    """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass."""
+def look_through(x: Any, also: Callable[[slice, Block], None] | None = None) -> Values:
+    """Look at all values of a matrix of any kind that `row_blocks` reads, in one pass.
+
+    Parameters
+    ----------
+    x
+        The matrix.
+    also
+        Sees each block, and its rows, in the same pass, as long as no value is infinite.
+    """
     missing, infinite, negative, n_above, n_whole, largest = 0, 0, False, 0, 0, 0.0
-    for _, block in row_blocks(x):
+    empty = 0
+    for rows, block in row_blocks(x):
         values = block if isinstance(block, np.ndarray) else block.data
         wrong = int((~np.isfinite(values)).sum())
         if wrong:
             of_block = int(np.isnan(values).sum())
             missing, infinite = missing + of_block, infinite + wrong - of_block
+        empty += _count_empty(block)
         negative = negative or bool((values < 0).any())
         above = values[values > 1]
         n_above += above.size
         n_whole += int((above == np.floor(above)).sum())
         largest = max(largest, float(above.max(initial=0)))
+        if also is not None and not infinite:
+            also(rows, block)
     like_counts = not negative and (largest > LARGEST_LOG or 2 * n_whole > n_above)
-    return Values(missing, infinite, negative, like_counts)
+    return Values(missing, infinite, negative, like_counts, empty)
+
+
+def _count_empty(block: Block) -> int:
+    """Return the number of rows in which no value differs from 0."""
+    if isinstance(block, np.ndarray):
+        return int((~block.any(axis=1)).sum())
+    if not block.data.all():
+        block = block.copy()
+        block.eliminate_zeros()
+    return int((np.diff(block.indptr) == 0).sum())
 
 
 def target_sum(x: Any) -> float | None:
@@ -384,9 +510,7 @@ def _readable(x: Any) -> Any:
             "adata.X = adata.X.astype('float32')"
         )
         raise ValueError(msg)
-    x = on_host(x)  # once, as it is read several times
-    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
-        x = x.to_memory()  # backed, and without rows to read
+    x = lazily(on_host(x))  # once, as it is read several times
     if sparse.issparse(x):
         x = sparse.csr_matrix(x)
         return x.astype(np.float32) if x.dtype == np.float16 else x  # SciPy knows no half

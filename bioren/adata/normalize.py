@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
-from bioren.adata.matrix import look_through
+from bioren.adata.matrix import Values, look_through
 from bioren.adata.obs import read_batches
+from bioren.arrays.blocks import Block, as_block, is_lazy, row_blocks, to_dense
+from bioren.arrays.dispersion import most_dispersed
 from bioren.arrays.groups import BatchKey
+from bioren.arrays.lazy import by_rows, empty_like
 from bioren.arrays.moments import Moments
-from bioren.arrays.shapes import BoolPerGene, CountPerSample, SampleCodes
+from bioren.arrays.shapes import SampleCodes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,10 +28,21 @@ TARGET_SUM = 1e4
 MIN_CELLS = 20
 
 
-def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
+def normalize_counts(
+    adata: AnnData, target_sum: float = TARGET_SUM, *, values: Values | None = None
+) -> bool:
     """Bring counts to a sum per cell and take ``log(1 + x)``; log-expression is left alone.
 
-    The counts move to ``layers["counts"]``.
+    The counts move to ``layers["counts"]``.  Where they are lazy, so is what is made of them.
+
+    Parameters
+    ----------
+    adata
+        Counts in ``adata.X``, or log-expression.
+    target_sum
+        Sum per cell.
+    values
+        What ``adata.X`` is like; None: it is looked through.
 
     Returns
     -------
@@ -41,14 +54,12 @@ def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
     ValueError
         Cells without any count; or ``layers["counts"]`` holds something else.
     """
-    import scanpy as sc
-
-    if not look_through(adata.X).like_counts:
+    values = values or look_through(adata.X)
+    if not values.like_counts:
         return False
-    empty = int((np.asarray(adata.X.sum(axis=1)).ravel() == 0).sum())
-    if empty:
+    if values.empty:
         msg = (
-            f"{empty} of {adata.n_obs} cells have no counts at all. Remove them first: "
+            f"{values.empty} of {adata.n_obs} cells have no counts at all. Remove them first: "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)
@@ -58,6 +69,13 @@ def normalize_counts(adata: AnnData, target_sum: float = TARGET_SUM) -> bool:
             "holds other values. Rename it, or delete it."
         )
         raise ValueError(msg)
+    if is_lazy(adata.X):
+        adata.layers["counts"] = adata.X
+        adata.X = _normalized_lazily(adata.X, target_sum)
+        adata.uns["log1p"] = {"base": None}  # as scanpy notes it
+        return True
+    import scanpy as sc
+
     adata.layers["counts"] = adata.X.copy()
     sc.pp.normalize_total(adata, target_sum=target_sum)
     sc.pp.log1p(adata)
@@ -93,45 +111,64 @@ def mark_variable_genes(
     x = adata.X if layer is None else adata.layers[layer]
     codes = read_batches(adata, batch_key, single=True).codes
     cells = np.bincount(codes)
-    if x.min() < 0:
-        variance = Moments.by_group(x, codes, len(cells)).var()  # samples x genes
-        within = variance[cells >= min(MIN_CELLS, cells.max())].mean(axis=0)
+    log, plain = _moments(x, codes, len(cells), base=adata.uns.get("log1p", {}).get("base"))
+    if plain is None:
+        within = log.var()[cells >= min(MIN_CELLS, cells.max())].mean(axis=0)
         marked = np.argsort(np.argsort(-within)) < n_genes
+    elif (cells >= MIN_CELLS).any():
+        marked = most_dispersed(plain[cells >= MIN_CELLS], n_genes)
     else:
-        marked = _dispersed(x, codes, cells, n_genes=n_genes, log1p=adata.uns.get("log1p"))
+        marked = most_dispersed(plain.pooled()[None], n_genes)
     adata.var["highly_variable"] = marked
     return True
 
 
-def _dispersed(
-    x: Any, codes: SampleCodes, cells: CountPerSample, *, n_genes: int, log1p: Any
-) -> BoolPerGene:
-    """Return which genes scanpy finds variable by batch."""
-    import scanpy as sc
-    from anndata import AnnData
+def _moments(
+    x: Any, codes: SampleCodes, n_samples: int, *, base: float | None
+) -> tuple[Moments, Moments | None]:
+    """Return moments by sample of log-expression, and of what it is the logarithm of, in one pass.
 
-    large = cells[codes] >= MIN_CELLS
-    by_sample = bool(large.any())
-    if by_sample:
-        x, codes = x[large], codes[large]
-    # scanpy tidies the columns of what it is given, so it gets an AnnData of its own.
-    source = AnnData(
-        x,
-        obs=pd.DataFrame({"sample": pd.Categorical(codes)}, index=_numbers(x.shape[0])),
-        var=pd.DataFrame(index=_numbers(x.shape[1])),
-        uns={} if log1p is None else {"log1p": log1p},
-    )
-    table = sc.pp.highly_variable_genes(
-        source, n_top_genes=n_genes, batch_key="sample" if by_sample else None, inplace=False
-    )
-    return table.loc[source.var_names, "highly_variable"].to_numpy(dtype=bool)
+    None stands for the second where there are values below 0, which are no such logarithms.
+    """
+    log = Moments.empty((n_samples,), x.shape[1])
+    plain: Moments | None = Moments.empty((n_samples,), x.shape[1])
+    for rows, block in row_blocks(x):
+        of_cells = codes[rows]
+        log = log.merge(Moments.by_group(block, of_cells, n_samples))
+        if plain is None or block.min() < 0:
+            plain = None
+            continue
+        powers = block if base is None else block * np.log(base)
+        powers = np.expm1(powers) if isinstance(powers, np.ndarray) else powers.expm1()
+        plain = plain.merge(Moments.by_group(powers, of_cells, n_samples))
+    return log, plain
 
 
-def _numbers(n: int) -> pd.Index:
-    return pd.RangeIndex(n).astype(str)
+def _normalized_lazily(x: Any, target_sum: float) -> Any:
+    """Return ``log(1 + x * target_sum / sum of the row)`` of a dask array, chunk by chunk."""
+
+    def normalized(block: Block) -> Block:
+        dtype = np.float64 if block.dtype == np.float64 else np.float32
+        total = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+        if isinstance(block, np.ndarray):
+            return np.log1p(block * (target_sum / total)[:, None]).astype(dtype)
+        per_value = np.repeat(target_sum / total, np.diff(block.indptr))
+        data = np.log1p((block.data * per_value).astype(dtype))
+        return sparse.csr_matrix((data, block.indices, block.indptr), shape=block.shape)
+
+    dtype = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    return by_rows(normalized, x, n_columns=x.shape[1], like=empty_like(x, dtype))
 
 
 def _same(a: Any, b: Any) -> bool:
-    if sparse.issparse(a) or sparse.issparse(b):
-        return bool((sparse.csr_matrix(a) != sparse.csr_matrix(b)).nnz == 0)
-    return np.array_equal(a, b)
+    """Return whether two matrices, lazy or not, hold the same values; read in blocks."""
+    if a.shape != b.shape:
+        return False
+    for rows, block in row_blocks(a):
+        other = as_block(b[rows])
+        if sparse.issparse(block) and sparse.issparse(other):
+            if (block != other).nnz:
+                return False
+        elif not np.array_equal(to_dense(block), to_dense(other)):
+            return False
+    return True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bioren.adata.columns import column_of
 from bioren.adata.given import check_adata
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import CellsByCovariates, LabelCodes, Positions
@@ -323,7 +324,7 @@ def _column(adata: AnnData, key: Any, argument: str) -> pd.Series:
         raise TypeError(msg)
     if key not in adata.obs:
         raise KeyError(f"There is no column {key!r}; {choices('obs', key, adata.obs)}.")
-    return adata.obs[key]
+    return column_of(adata.obs, key)
 
 
 def _positions(wanted: Sequence[str], names: Sequence[str]) -> Positions:

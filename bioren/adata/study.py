@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from bioren.adata.matrix import Cells, check_log_scale, read_cells
 from bioren.adata.missing import missing_message
@@ -17,8 +19,11 @@ from bioren.adata.obs import (
 )
 from bioren.adata.reference_argument import Reference, read_reference
 from bioren.adata.standardized import warn_standardized
+from bioren.arrays.blocks import is_lazy
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import BoolPerSample, Positions
+from bioren.arrays.survey import Surveyor
+from bioren.effects.clusters import sketched
 from bioren.effects.states import CellFacts
 
 if TYPE_CHECKING:
@@ -129,13 +134,21 @@ def read_design(
     return Design(columns, batches, facts, names, controls, in_reference, population)
 
 
-def read_study(adata: AnnData, design: Design, *, allow_missing: bool = False) -> Study:
+def read_study(
+    adata: AnnData,
+    design: Design,
+    rng: np.random.Generator,
+    *,
+    allow_missing: bool = False,
+) -> Study:
     """Read the expression that goes with a design: the matrix is looked through once.
 
     Parameters
     ----------
     adata, design
         What is read.
+    rng
+        Chooses cells that are kept in memory, where the matrix is lazy.
     allow_missing
         Whether values may be NaN; never beside a population.
 
@@ -151,7 +164,17 @@ def read_study(adata: AnnData, design: Design, *, allow_missing: bool = False) -
     UserWarning
         They look standardized gene by gene.
     """
-    cells = read_cells(adata, design.columns.layer, allow_missing=True)
+
+    def surveyed(x: Any, variable: Positions) -> Surveyor | None:
+        # Of controls alone, or beside a population, other things are needed.
+        if not is_lazy(x) or design.controls is not None or design.population is not None:
+            return None
+        codes, n_samples = design.facts.codes, design.n_samples
+        sketch = sketched(codes, n_samples, rng, labels=design.facts.labels)
+        return Surveyor(codes, n_samples, n_genes=x.shape[1], variable=variable, sketch=sketch)
+
+    layer = design.columns.layer
+    cells = read_cells(adata, layer, allow_missing=True, surveyed=surveyed)
     if cells.values.missing and not (allow_missing and design.population is None):
         raise ValueError(missing_message(cells.x, design.batches))
     check_log_scale(cells.values)

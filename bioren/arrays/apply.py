@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from bioren.arrays.blocks import Block, row_blocks, stacked
-from bioren.arrays.shapes import CellsByGenes, SampleCodes, SamplesByGenes
+from bioren.arrays.blocks import Block
+from bioren.arrays.lazy import by_rows, empty_like
+from bioren.arrays.shapes import AnyCellsByGenes, SampleCodes, SamplesByGenes
 from bioren.bridge import AffineBridge
 
 __all__ = ["apply_by_sample", "result_dtype", "scale_by_sample", "scale_rows"]
 
 
-def apply_by_sample(x: Any, codes: SampleCodes, bridges: AffineBridge) -> CellsByGenes:
+def apply_by_sample(x: Any, codes: SampleCodes, bridges: AffineBridge) -> AnyCellsByGenes:
     """Return ``scale[codes] * x + shift[codes]``, dense, shape ``(cells, genes)``.
 
     Parameters
@@ -28,30 +29,33 @@ def apply_by_sample(x: Any, codes: SampleCodes, bridges: AffineBridge) -> CellsB
 
     Returns
     -------
-    numpy.ndarray
-        float64 where `x` is, else float32; computed in float64.
+    numpy.ndarray or dask.array.Array
+        A dask array where `x` is one.  float64 where `x` is, else float32; computed in float64.
     """
-    out = np.empty(x.shape, dtype=result_dtype(x))
-    of_zero = bridges.shift.astype(out.dtype)
-    for rows, block in row_blocks(x):
-        samples = codes[rows]
+    dtype = result_dtype(x)
+    of_zero = bridges.shift.astype(dtype)
+
+    def bridged(block: Block, samples: SampleCodes) -> np.ndarray:
         scaled = scale_rows(block, bridges.scale, samples)
         if isinstance(scaled, np.ndarray):
-            out[rows] = scaled + bridges.shift[samples]
-            continue
-        np.take(of_zero, samples, axis=0, out=out[rows])
+            return scaled + bridges.shift[samples]
+        out = of_zero[samples]
         entries = scaled.tocoo()
         moved = entries.data + bridges.shift[samples[entries.row], entries.col]
-        out[rows][entries.row, entries.col] = moved
-    return out
+        out[entries.row, entries.col] = moved
+        return out
+
+    return by_rows(bridged, x, codes, n_columns=x.shape[1], like=np.empty((0, 0), dtype))
 
 
-def scale_by_sample(x: Any, codes: SampleCodes, scale: SamplesByGenes) -> Block:
-    """Return ``scale[codes] * x``, in CSR form where `x` is sparse; dtype as `apply_by_sample`."""
+def scale_by_sample(x: Any, codes: SampleCodes, scale: SamplesByGenes) -> Any:
+    """Return ``scale[codes] * x``, in CSR form where `x` is sparse; else as `apply_by_sample`."""
     dtype = result_dtype(x)
-    return stacked(
-        [scale_rows(block, scale, codes[rows]).astype(dtype) for rows, block in row_blocks(x)]
-    )
+
+    def scaled(block: Block, samples: SampleCodes) -> Block:
+        return scale_rows(block, scale, samples).astype(dtype)
+
+    return by_rows(scaled, x, codes, n_columns=x.shape[1], like=empty_like(x, dtype))
 
 
 def scale_rows(block: Block, scale: SamplesByGenes, codes: SampleCodes) -> Block:

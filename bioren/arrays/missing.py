@@ -55,4 +55,4 @@ def filled(x: Any, codes: SampleCodes, table: SamplesByGenes) -> Block:
         data = np.where(np.isnan(block.data), known, block.data)
         return sparse.csr_matrix((data, block.indices, block.indptr), shape=block.shape)
 
-    return stacked([filled_block(block, codes[rows]) for rows, block in row_blocks(x)])
+    return stacked(filled_block(block, codes[rows]) for rows, block in row_blocks(x))

@@ -126,12 +126,26 @@ class Moments(Generic[Array]):
         total = cls.empty((n_groups, n_states), x.shape[1])
         for rows, block in row_blocks(x):
             share = np.ones((block.shape[0], 1)) if weights is None else weights[rows]
-            for group, part, cells in _parts(block, codes[rows]):
-                found = cls._weighted(part, share[cells])
-                if found.incomplete and not total.incomplete:
-                    total = total._by_gene()
-                total._add(group, found)
+            total = total.with_block(block, codes[rows], share)
         return total[:, 0] if weights is None else total
+
+    def with_block(self, block: Block, codes: SampleCodes, share: CellsByStates) -> Moments[Any]:
+        """Return the moments by group and state with those of a block's cells; `self` may change.
+
+        Parameters
+        ----------
+        block
+            Rows in memory.
+        codes, share
+            Their groups, and weights in the states, ``(cells, states)``.
+        """
+        total: Moments[Any] = self
+        for group, part, cells in _parts(block, codes):
+            found = self._weighted(part, share[cells])
+            if found.incomplete and not total.incomplete:
+                total = total._by_gene()
+            total._add(group, found)
+        return total
 
     @classmethod
     def empty(cls, groups: tuple[int, ...], n_genes: int) -> Moments[np.ndarray]:

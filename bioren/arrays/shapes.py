@@ -8,13 +8,14 @@ messages say what to do.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 # Cells.
 CellsByGenes: TypeAlias = Float[np.ndarray, "cells genes"]
+AnyCellsByGenes: TypeAlias = Float[Any, "cells genes"]  # an array, or one of dask
 BoolCellsByGenes: TypeAlias = Bool[np.ndarray, "cells genes"]
 CellsByVariable: TypeAlias = Float[np.ndarray, "cells variable"]
 CellsByDims: TypeAlias = Float[np.ndarray, "cells dims"]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bioren
-from bioren.cli.files import atomic_targets, read_file, same_file, write_file
+from bioren.cli.files import atomic_targets, read_file, same_file
 from bioren.cli.messages import clear_errors, in_own_words, speaker
-from bioren.cli.preparation import normalize, prepare
-from bioren.cli.shared_options import Condition, Layer, Overwrite, Quiet, one_or_several
+from bioren.cli.preparation import chosen_genes, normalize, prepare
+from bioren.cli.shared_options import Condition, Corrected, Layer, Overwrite, Quiet, one_or_several
+from bioren.cli.streams import write_stored
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,7 +120,7 @@ def integrate(
             metavar="N",
             min=3,
             help="Build the embedding on so many variable genes, unless var['highly_variable'] "
-            "marks some already.  All genes are corrected.",
+            "marks some already.",
         ),
     ] = VARIABLE_GENES,
     latent: Annotated[
@@ -152,6 +153,13 @@ def integrate(
         typer.Option(metavar="KEY", help="Boolean column: take the effects from these cells."),
     ] = None,
     condition: Condition = None,
+    corrected: Annotated[
+        Corrected,
+        typer.Option(
+            help="Genes whose corrected expression is written: all; the variable ones, to "
+            "obsm['bioren_corrected']; or none, which makes a small file."
+        ),
+    ] = Corrected.all,
     save_model: Annotated[
         Path | None,
         typer.Option(
@@ -181,6 +189,9 @@ def integrate(
 ) -> None:
     """Remove batch effects from IN.h5ad and write the result to OUT.h5ad.
 
+    Both may be .zarr stores instead.  Matrices of cells x genes are read and written some rows at a
+    time (where dask is installed), so that they need not fit in memory.
+
     Counts in X are normalized first (10,000 per cell, log1p, variable genes by batch) and kept
     in layers["counts"].  Log-expression is taken as it is.
 
@@ -204,7 +215,8 @@ def integrate(
             atomic_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
         ):
-            adata = read_file(source, say)
+            stored = read_file(source, say)
+            adata = stored.adata
             key = one_or_several(batch_key)
             from bioren.adata.obs import read_labels
 
@@ -224,12 +236,13 @@ def integrate(
                 condition_key=condition,
                 n_latent=latent,
                 strength=strength,
+                corrected=chosen_genes(adata, corrected),
                 max_removed=(2.0, math.inf if max_shift is None else max_shift),
                 rng=seed,
                 save_model=fitted,
                 progress=not quiet,
             )
-            write_file(adata, paths[target])
+            write_stored(stored, paths[target])
             if fitted is not None:
                 model = bioren.load(fitted)
                 for labels_key in learn or []:
@@ -238,7 +251,9 @@ def integrate(
                     model.save(paths[save_model], overwrite=True)
                 if publish is not None:
                     model.publish(paths[publish], overwrite=True)
-        say(f"{target}: obsm['X_bioren'], layers['bioren'], uns['bioren'] written")
+        written = {"all": "layers['bioren'], ", "none": ""}
+        more = written.get(corrected.value, "obsm['bioren_corrected'], ")
+        say(f"{target}: obsm['X_bioren'], {more}uns['bioren'] written")
         for path in models:
             say(f"{path}: model written, for `bioren map`")
 
@@ -304,7 +319,8 @@ def map_query(
             raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
         say(f"{reference}: {model.population_}")
-        adata = read_file(source, say)
+        stored = read_file(source, say)
+        adata = stored.adata
         if layer is None:
             normalize(adata, say, model.population_.target_sum)
         key = one_or_several(batch_key)
@@ -314,7 +330,7 @@ def map_query(
         record = adata.uns["bioren"]
         for name, score in zip(record["samples"], record["mapping_score"], strict=True):
             say(f"{name}: mapping score {score:.2f}")
-        write_file(adata, paths[target])
+        write_stored(stored, paths[target])
     say(f"{target} written")
 
 
@@ -372,7 +388,7 @@ def effects(
             if same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
         with atomic_targets(source, targets, overwrite=overwrite) as paths:
-            adata = read_file(source, say)
+            adata = read_file(source, say).adata
             _find_effects(adata, batch_key or [], condition, say=say, progress=not quiet)
             if table is not None:
                 bioren.tl.batch_effects(adata).to_csv(paths[table], index=False)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from bioren.cli.shared_options import Corrected
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from bioren.adata.matrix import Values
     from bioren.arrays.groups import BatchKey
 
-__all__ = ["normalize", "prepare"]
+__all__ = ["chosen_genes", "normalize", "prepare"]
 
 
-def normalize(adata: AnnData, say: Callable[[str], None], target_sum: float | None = None) -> None:
-    """Bring counts in X to log-expression, and say so."""
+def normalize(
+    adata: AnnData,
+    say: Callable[[str], None],
+    target_sum: float | None = None,
+    *,
+    values: Values | None = None,
+) -> None:
+    """Bring counts in X to log-expression, and say so; `values` as for `normalize_counts`."""
     from bioren.adata.normalize import TARGET_SUM, normalize_counts
 
     target_sum = target_sum or TARGET_SUM
-    if normalize_counts(adata, target_sum):
+    if normalize_counts(adata, target_sum, values=values):
         done = f"brought to {target_sum:,.0f} per cell, log1p; kept in layers['counts']"
         say(f"X holds counts: {done}")
 
@@ -41,7 +50,7 @@ def prepare(
     cells = read_cells(adata, layer)
     say(f"{len(samples)} samples in obs[{batch_key!r}]")
     if layer is None:
-        normalize(adata, say)
+        normalize(adata, say, values=cells.values)
     elif cells.values.like_counts:
         msg = (
             f"layers[{layer!r}] holds counts, and --layer names log-expression. Counts are "
@@ -52,3 +61,14 @@ def prepare(
         say(f"{len(cells.variable):,} variable genes, as var['highly_variable'] marks them")
     elif mark_variable_genes(adata, batch_key, genes, layer=layer):
         say(f"{genes:,} variable genes chosen by batch, in var['highly_variable']")
+
+
+def chosen_genes(adata: AnnData, corrected: Corrected) -> Literal["all", "highly_variable"] | None:
+    """Return `corrected` as `bioren.tl.integrate` takes it; where no gene is marked, all are."""
+    if corrected is Corrected.none:
+        return None
+    if corrected is Corrected.all:
+        return "all"
+    if "highly_variable" not in adata.var:
+        adata.var["highly_variable"] = True
+    return "highly_variable"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
-__all__ = ["Condition", "Layer", "Overwrite", "Quiet", "one_or_several"]
+__all__ = ["Condition", "Corrected", "Layer", "Overwrite", "Quiet", "one_or_several"]
+
+
+class Corrected(StrEnum):
+    """Genes whose corrected expression is written."""
+
+    all = "all"
+    highly_variable = "highly_variable"
+    none = "none"
+
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Overwrite: TypeAlias = Annotated[

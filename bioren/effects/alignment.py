@@ -28,6 +28,7 @@ from bioren.arrays.shapes import (
     SampleCodes,
     SamplesByGenes,
 )
+from bioren.arrays.survey import Survey
 from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge, kept_terms, renorm_terms, shrinkage
 from bioren.effects import constants
@@ -206,6 +207,7 @@ def align(
     removal: Removal | None = None,
     n_components: int = 30,
     iterations: int = 2,
+    survey: Survey | None = None,
 ) -> Alignment:
     """Find the standardized bridge of every sample.
 
@@ -234,14 +236,15 @@ def align(
     iterations
         Number of iterations of states and bridge; 0 compares the samples as they are, whatever
         their composition.
+    survey
+        What is known of `x` and needs no pass over it any more; None: nothing.
     """
     removal = removal or Removal()
     facts = facts._replace(covariates=None)
     codes = facts.codes
-    whole = Moments.by_group(x, codes, n_samples)
+    whole = Moments.by_group(x, codes, n_samples) if survey is None else survey.whole
     plain, alignment = _compared(whole[:, None], in_reference, removal)
-    sketch = sketched(codes, n_samples, rng, labels=facts.labels)
-    x_of_sketch = gather_rows(x, sketch)
+    sketch, x_of_sketch = _sketch(x, facts, n_samples, rng=rng, survey=survey)
 
     def with_errors(standardized: Standardized, share: CellsByStates) -> Alignment:
         variance = variance_of_squares(
@@ -312,6 +315,21 @@ def _compared(
     return standardized, compare(standardized, removal).left_alone(unmeasured)
 
 
+def _sketch(
+    x: Any,
+    facts: CellFacts,
+    n_samples: int,
+    *,
+    rng: np.random.Generator,
+    survey: Survey | None,
+) -> tuple[Positions, Block]:
+    """Return the cells among which states are sought, and their expression of all genes."""
+    if survey is not None:
+        return survey.sketch, survey.of_sketch
+    sketch = sketched(facts.codes, n_samples, rng, labels=facts.labels)
+    return sketch, gather_rows(x, sketch)
+
+
 def _without_missing(
     some: Any, genes: Positions, codes: SampleCodes, *, whole: Moments, onto: Moments
 ) -> tuple[Block, Positions]:
@@ -321,7 +339,7 @@ def _without_missing(
     gene that the reference lacks would tell samples apart, not states, and is left out.
     """
     known = np.flatnonzero(onto.count[genes] > 0)
-    there = stacked([block[:, known] for _, block in row_blocks(some)])
+    there = stacked(block[:, known] for _, block in row_blocks(some))
     mean = np.where(whole.count > 0, whole.mean, onto.mean)
     return filled(there, codes, mean[:, genes[known]]), genes[known]
 

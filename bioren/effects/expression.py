@@ -10,18 +10,20 @@ and unless the embedding tells that it is another cell type: see `bioren.effects
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from bioren.arrays.apply import result_dtype, scale_rows
-from bioren.arrays.blocks import row_blocks, to_dense
+from bioren.arrays.blocks import Block, to_dense
 from bioren.arrays.groups import TINY, mixed
+from bioren.arrays.lazy import by_rows
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
+    AnyCellsByGenes,
     BoolPerSample,
-    CellsByGenes,
     CellsByStates,
     PerGene,
     PerState,
@@ -113,14 +115,20 @@ class ExpressionBridge:
             shift[:, :, genes] = move + (1 - bridges.scale[:, None, genes]) * mean
         return cls(bridges.scale, shift)
 
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Return maps of the same states and genes as one, sample below sample."""
+        scales, shifts = ([getattr(part, name) for part in parts] for name in ("scale", "shift"))
+        return cls(np.concatenate(scales), np.concatenate(shifts))
+
     def of_genes(self, columns: Positions) -> Self:
         """Return the map of some genes."""
         if np.array_equal(columns, np.arange(self.scale.shape[1])):
             return self
         return type(self)(self.scale[:, columns], self.shift[:, :, columns])
 
-    def apply(self, x: Any, codes: SampleCodes, share: CellsByStates) -> CellsByGenes:
-        """Return corrected expression, dense, shape ``(cells, genes)``; each row by itself.
+    def apply(self, x: Any, codes: SampleCodes, share: CellsByStates) -> AnyCellsByGenes:
+        """Return corrected expression, dense, shape ``(cells, genes)``; a dask array if `x` is one.
 
         Parameters
         ----------
@@ -129,11 +137,13 @@ class ExpressionBridge:
         codes, share
             Sample and states of each cell, as in `fit`.
         """
-        out = np.empty(x.shape, dtype=result_dtype(x))
-        for rows, block in row_blocks(x):
-            scaled = to_dense(scale_rows(block, self.scale, codes[rows]))
-            out[rows] = scaled + mixed(share[rows], codes[rows], self.shift)
-        return out
+
+        def corrected(block: Block, samples: SampleCodes, part: CellsByStates) -> np.ndarray:
+            scaled = to_dense(scale_rows(block, self.scale, samples))
+            return scaled + mixed(part, samples, self.shift)
+
+        like = np.empty((0, 0), dtype=result_dtype(x))
+        return by_rows(corrected, x, codes, share, n_columns=x.shape[1], like=like)
 
 
 def _left_between_samples(

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bioren.arrays.blocks import row_blocks, stacked
 from bioren.arrays.groups import TINY
+from bioren.arrays.lazy import columns_of
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
@@ -155,7 +155,7 @@ def moments_by_state(
     step = max(1, TABLE_ENTRIES // (groups[0] * groups[1]))
     for start in range(0, n_genes, step):
         genes = slice(start, start + step)
-        some = x if step >= n_genes else stacked([block[:, genes] for _, block in row_blocks(x)])
+        some = x if step >= n_genes else columns_of(x, genes)
         part = Moments.by_group(some, codes, n_samples, share)
         count, mean[..., genes], m2[..., genes] = part.count, part.mean, part.m2
     return Moments(count.astype(np.float32), mean, m2)

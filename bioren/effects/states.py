@@ -25,7 +25,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from scipy.special import softmax
 
-from bioren.arrays.blocks import Block
+from bioren.arrays.blocks import Block, row_blocks
 from bioren.arrays.groups import TINY, effective_cells, mixed
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
@@ -423,7 +423,9 @@ def log_genes_detected(x: Block) -> CellsByCovariates:
     x
         Log-expression in memory, shape ``(cells, genes)``.
     """
-    detected = np.asarray((x != 0).sum(axis=1), dtype=np.float64).reshape(-1, 1)
+    detected = np.empty((x.shape[0], 1))
+    for rows, block in row_blocks(x):  # `x != 0` of all would be as large as `x`
+        detected[rows, 0] = np.asarray((block != 0).sum(axis=1)).ravel()
     return np.log1p(detected)
 
 

@@ -1,14 +1,15 @@
-"""Files that are either whole or absent."""
+"""Files, and folders that stand for one, that are either whole or absent."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "check_target"]
+__all__ = ["atomic_folder", "atomic_write", "check_target"]
 
 
 def check_target(path: Path, *, overwrite: bool = False) -> None:
@@ -54,3 +55,47 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends well.
+
+    As `atomic_write`, for stores of many files, such as ``.zarr``.  One that is replaced is moved
+    aside first, and back if the new one cannot be moved there.
+
+    Raises
+    ------
+    FileExistsError
+        `path` exists, and `overwrite` is false; or it is a file.
+    OSError
+        The folder that it is in does not exist or cannot be written.
+    """
+    if path.is_dir() and not overwrite:
+        raise FileExistsError(f"{path} exists already.")
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: name a folder, or another name.")
+    path = path.resolve()
+    if not path.parent.is_dir():
+        msg = f"{path.parent} is not a folder: make it first, or choose another."
+        raise FileNotFoundError(msg)
+    token = secrets.token_hex(4)
+    temporary, aside = (path.with_name(f".bioren-{token}{end}") for end in (path.suffix, ".old"))
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        msg = f"{path.parent} cannot be written ({error.strerror}): choose another folder."
+        raise type(error)(msg) from error
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(aside)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if aside.exists():
+                aside.replace(path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -17,9 +17,9 @@ from bioren.adata.missing import missing_message
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
 from bioren.adata.reference_argument import Reference
 from bioren.adata.standardized import warn_standardized
-from bioren.adata.study import Study, read_design, read_study
+from bioren.adata.study import Design, read_design, read_study
 from bioren.arrays.groups import BatchKey
-from bioren.arrays.shapes import CellsByDims, CellsByGenes, PerDim
+from bioren.arrays.shapes import AnyCellsByGenes, CellsByDims, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
 from bioren.effects.gene_programs import warn_programs
@@ -170,20 +170,25 @@ class RenormAutoencoder:
             condition_key=condition_key,
             single=True,
         )
-        self.fit_study(read_study(adata, design))
+        self.fit_design(adata, design)
         return self
 
-    def fit_study(self, study: Study, *, scored: bool = True) -> Placement:
-        """Fit what was read already, and return its cells as the network has placed them.
+    def fit_design(self, adata: AnnData, design: Design, *, scored: bool = True) -> Placement:
+        """Read expression, fit, and return the cells as the network has placed them.
 
         A model that was fitted before stays whole if this fails.
 
         Parameters
         ----------
-        study, scored
+        adata
+            As for `fit`.
+        design
+            What else was read of it.
+        scored
             See `bioren.model.fitting.fit`.
         """
         rng = np.random.default_rng(self.rng)
+        study = read_study(adata, design, rng)
         self.fitted_, placement = fit(study, self.settings, rng, scored=scored)
         return placement
 
@@ -446,8 +451,10 @@ class RenormAutoencoder:
         """
         return self._fitted().embedding(self._place(adata, batch_key))
 
-    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> CellsByGenes:
+    def correct(self, adata: AnnData, *, batch_key: BatchKey | None = None) -> AnyCellsByGenes:
         """Return expression carried to the reference's scale, shape ``(cells, genes)``.
+
+        Of a backed or lazy `adata` it is a dask array, computed chunk by chunk when it is read.
 
         Each cell passes the standardized bridge of its sample, and what then differs between
         samples within its states is removed as well: it keeps its own noise and the log scale.

@@ -10,10 +10,11 @@ import pandas as pd
 
 from bioren.adata.matrix import Cells
 from bioren.adata.study import Columns
-from bioren.arrays.blocks import Block
+from bioren.arrays.blocks import Block, is_lazy
+from bioren.arrays.lazy import columns_of
 from bioren.arrays.shapes import (
+    AnyCellsByGenes,
     CellsByDims,
-    CellsByGenes,
     CellsByStates,
     CellsByVariable,
     SampleCodes,
@@ -100,7 +101,8 @@ class Results(NamedTuple):
     embedding
         Coordinates in the reference population, shape ``(cells, n_latent)``.
     corrected
-        Expression on the reference's scale, shape ``(cells, genes)``.
+        Expression on the reference's scale, shape ``(cells, genes)``, or ``(cells, variable)``;
+        None if it was not asked for.
     decoded
         Denoised expression of the variable genes; None if it was not asked for.
     states
@@ -108,7 +110,7 @@ class Results(NamedTuple):
     """
 
     embedding: CellsByDims
-    corrected: CellsByGenes
+    corrected: AnyCellsByGenes | None
     decoded: CellsByVariable | None
     states: CellsByStates
 
@@ -206,12 +208,14 @@ class Fitted:
         z = embed(self.network, x, facts.codes)
         return Placement(cells, x, facts.codes, self.states.place(z, facts))
 
-    def apply(self, placement: Placement, *, decoded: bool = False) -> Results:
-        """Return all that follows for placed cells; decoded expression if it is asked for."""
+    def apply(
+        self, placement: Placement, *, corrected: str | None = "all", decoded: bool = False
+    ) -> Results:
+        """Return all that follows for placed cells; see `bioren.tl.integrate` for the options."""
         denoised = self._denoised(placement)
         return Results(
             self._embedding(placement, denoised),
-            self.corrected(placement),
+            None if corrected is None else self.corrected(placement, corrected),
             decode(self.network, denoised) if decoded else None,
             placement.placed.share,
         )
@@ -220,8 +224,21 @@ class Fitted:
         """Return each cell's coordinates in the reference population, ``(cells, n_latent)``."""
         return self._embedding(placement, self._denoised(placement))
 
-    def corrected(self, placement: Placement) -> CellsByGenes:
-        """Return expression on the reference's scale, of the genes of the placed cells."""
+    def corrected(self, placement: Placement, which: str = "all") -> AnyCellsByGenes:
+        """Return expression on the reference's scale, of the placed cells' genes or variable ones.
+
+        Parameters
+        ----------
+        placement
+            The cells; lazy ones have lazy results.
+        which
+            ``"all"`` or ``"highly_variable"``.
+        """
+        bridge, x = self.samples().expression, placement.cells.x
+        if which == "highly_variable":
+            x = columns_of(x, placement.cells.variable) if is_lazy(x) else placement.variable
+            bridge = bridge.of_genes(self.population.variable)
+            return bridge.apply(x, placement.codes, placement.placed.share)
         genes = placement.cells.genes
         columns = self.genes.get_indexer(genes)
         if (columns < 0).any():
@@ -230,8 +247,7 @@ class Fitted:
                 f"was fitted, such as {genes[columns < 0][0]!r}. Leave them out."
             )
             raise KeyError(msg)
-        bridge = self.samples().expression.of_genes(columns)
-        return bridge.apply(placement.cells.x, placement.codes, placement.placed.share)
+        return bridge.of_genes(columns).apply(x, placement.codes, placement.placed.share)
 
     def decoded(self, placement: Placement) -> CellsByVariable:
         """Return denoised expression of the variable genes, as if measured in the reference."""

@@ -12,9 +12,10 @@ import pandas as pd
 from bioren._version import __version__
 from bioren.adata.matrix import MIN_DIMENSIONS, check_strength, check_varies, target_sum
 from bioren.adata.study import Design, Study
-from bioren.arrays.blocks import Block, gather_rows
+from bioren.arrays.blocks import Block
 from bioren.arrays.components import Projection
 from bioren.arrays.groups import sample_sums
+from bioren.arrays.lazy import rows_of
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByDims, CellsByStates, GenesByDims
 from bioren.arrays.threads import with_one_blas_thread
@@ -176,9 +177,9 @@ def align_study(
         Expression of the genes that tell states apart, in memory; None: the samples' plain moments
         are compared.
     """
-    (x, _, genes, columns), design = study
+    (x, _, genes, columns, survey), design = study
     if design.controls is not None:
-        x, facts = gather_rows(x, design.controls), facts.of(design.controls)
+        x, facts = rows_of(x, design.controls), facts.of(design.controls)
         variable = None if variable is None else variable[design.controls]
     if design.population is not None:
         of_population = design.population.columns_of(genes)
@@ -194,6 +195,7 @@ def align_study(
         in_reference=design.in_reference,
         removal=removal,
         iterations=0 if variable is None else 2,
+        survey=survey,
     )
 
 
@@ -302,7 +304,7 @@ def _compared_by_state(study: Study, by_state: Moments, share: CellsByStates) ->
     design = study.design
     if design.controls is None:
         return by_state
-    some = gather_rows(study.cells.x, design.controls)
+    some = rows_of(study.cells.x, design.controls)
     codes = design.batches.codes[design.controls]
     return moments_by_state(some, codes, design.n_samples, share=share[design.controls])
 

@@ -10,13 +10,16 @@ import numpy as np
 import pandas as pd
 
 from bioren.arrays.apply import result_dtype
-from bioren.arrays.blocks import Block, row_blocks, stacked, to_dense
+from bioren.arrays.blocks import Block, is_lazy, row_blocks, stacked, to_dense
 from bioren.arrays.groups import TINY, Batches
+from bioren.arrays.lazy import by_rows, columns_of
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
+    AnyCellsByGenes,
     CellsByCovariates,
     CellsByDims,
     CellsByGenes,
+    CellsByStates,
     LabelPerCell,
     PerCell,
     Positions,
@@ -25,6 +28,7 @@ from bioren.arrays.threads import with_one_blas_thread
 from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.denoising import Denoiser
+from bioren.effects.expression import ExpressionBridge
 from bioren.effects.limits import embedding_of_retained, expression_bridge, within_limits
 from bioren.effects.state_profile import profile_of
 from bioren.effects.states import CellFacts, ConditionalBridge, Placed, log_genes_detected
@@ -78,7 +82,7 @@ class Mapped(NamedTuple):
     """
 
     embedding: CellsByDims
-    corrected: CellsByGenes
+    corrected: AnyCellsByGenes
     score: PerCell
     labels: dict[str, tuple[LabelPerCell, PerCell]]
     samples: pd.DataFrame
@@ -88,7 +92,7 @@ class Mapped(NamedTuple):
     reference: Population
     batches: Batches
 
-    def expression(self, x: Any) -> CellsByGenes:
+    def expression(self, x: Any) -> AnyCellsByGenes:
         """Return the corrected expression of all genes of a query, those not in common as in `x`.
 
         Parameters
@@ -96,18 +100,25 @@ class Mapped(NamedTuple):
         x
             What was mapped, shape ``(cells, genes)``.
         """
-        whole = np.empty(x.shape, dtype=self.corrected.dtype)
-        for rows, block in row_blocks(x):
-            whole[rows] = to_dense(block)
-        whole[:, self.genes.query] = self.corrected
-        return whole
+
+        def whole(block: Block, corrected: CellsByGenes) -> CellsByGenes:
+            dense = np.array(to_dense(block), dtype=corrected.dtype)
+            dense[:, self.genes.query] = corrected
+            return dense
+
+        like = np.empty((0, 0), dtype=self.corrected.dtype)
+        return by_rows(whole, x, self.corrected, n_columns=x.shape[1], like=like)
 
 
 class SampleResults(NamedTuple):
-    """One sample of a query in the reference population; fields as of `Mapped`."""
+    """One sample of a query in the reference population.
+
+    `expression` corrects its cells by their shares in the states; other fields as of `Mapped`.
+    """
 
     embedding: CellsByDims
-    corrected: CellsByGenes
+    expression: ExpressionBridge
+    share: CellsByStates
     score: PerCell
     alignment: Alignment
     by_state: Moments
@@ -255,21 +266,23 @@ class Mapper:
         """
         n_cells, dims = x.shape[0], self.denoiser.centers.shape[1]
         embedding = np.empty((n_cells, dims), dtype=np.float32)
-        corrected = np.empty((n_cells, len(genes.query)), dtype=result_dtype(x))
         score = np.empty(n_cells)
-        alignments, moments = [], []
+        parts: list[SampleResults] = []
         seed = rng.integers(2**63)
-        shared = stacked([block[:, genes.query] for _, block in row_blocks(x)])
+        shared = columns_of(x, genes.query)
+        in_memory = None if is_lazy(x) else np.empty(shared.shape, dtype=result_dtype(x))
         for sample in range(len(batches.names)):
             cells = np.flatnonzero(batches.codes == sample)
             # The same numbers for each sample, so that none depends on how many there are.
             own = np.random.default_rng(seed)
-            found = self._map_sample(shared[cells], genes.reference, covariates[cells], rng=own)
-            embedding[cells], corrected[cells] = found.embedding, found.corrected
-            score[cells] = found.score
-            alignments.append(found.alignment)
-            moments.append(found.by_state)
-        alignment = stack(alignments)
+            some = shared[cells]
+            found = self._map_sample(some, genes.reference, covariates[cells], rng=own)
+            embedding[cells], score[cells] = found.embedding, found.score
+            parts.append(found)
+            if in_memory is not None:
+                one = np.zeros(len(cells), dtype=np.intp)
+                in_memory[cells] = found.expression.apply(some, one, found.share)
+        alignment = stack([part.alignment for part in parts])
         labels = {}
         for name, transfer in self.labels.items():
             codes, probability = transfer.predict(embedding)
@@ -280,10 +293,10 @@ class Mapper:
             {"cells": counts, "mapping_score": by_sample.to_numpy()},
             index=pd.Index(batches.names, name="sample"),
         )
-        by_state = Moments.stacked(moments)
+        by_state = Moments.stacked([part.by_state for part in parts])
         return Mapped(
             embedding,
-            corrected,
+            _corrected_lazily(shared, batches, parts) if in_memory is None else in_memory,
             score,
             labels,
             samples,
@@ -344,7 +357,7 @@ class Mapper:
 
     def _map_sample(
         self,
-        x: Block,
+        x: Any,
         columns: Positions,
         covariates: CellsByCovariates,
         *,
@@ -355,7 +368,7 @@ class Mapper:
         place[self.population.variable] = np.arange(len(self.population.variable))
         seen = np.flatnonzero(place[columns] >= 0)  # among the sample's genes
         inputs = place[columns[seen]]  # among the network's
-        some = x[:, seen]
+        some = stacked(block[:, seen] for _, block in row_blocks(x)) if is_lazy(x) else x[:, seen]
         frame = Frame(self.population.profile, self.states, self.embedded, self.coordinates)
         frame = frame.of_genes(columns)
         of_variable = self._as_seen(frame.of_genes(seen), inputs)
@@ -397,7 +410,6 @@ class Mapper:
             inlier_weight=placed.inlier_weight[None],
             onto=frame.profile,
         )
-        corrected = expression.apply(x, one, placed.share)
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= MIN_CELLS_TO_JUDGE:
             # What the sample never measured is not unexpected.
@@ -409,7 +421,9 @@ class Mapper:
                 some, bridge, mapped.bridged, frame=of_measured, near=near, among=[None]
             )[0]
             score = self.confidence.score(far)
-        return SampleResults(embedding + retained, corrected, score, alignment, mapped.by_state)
+        return SampleResults(
+            embedding + retained, expression, placed.share, score, alignment, mapped.by_state
+        )
 
     def _as_seen(self, frame: Frame, inputs: Positions) -> Frame:
         """Return the frame with its cells where, and as far apart as, these genes tell."""
@@ -437,3 +451,12 @@ class Mapper:
             whole = np.tile(center, (block.shape[0], 1))
             whole[:, inputs] = bridge.scale * to_dense(block) + bridge.shift
             yield whole
+
+
+def _corrected_lazily(x: Any, batches: Batches, parts: list[SampleResults]) -> AnyCellsByGenes:
+    """Return the corrected expression of all samples of a lazy matrix as a dask array."""
+    expression = ExpressionBridge.stacked([part.expression for part in parts])
+    share = np.empty((x.shape[0], parts[0].share.shape[1]), dtype=parts[0].share.dtype)
+    for sample, part in enumerate(parts):
+        share[batches.codes == sample] = part.share
+    return expression.apply(x, batches.codes, share)
