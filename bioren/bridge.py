@@ -38,6 +38,7 @@ else:
 __all__ = [
     "AffineBridge",
     "Limits",
+    "check_limits",
     "clip_terms",
     "kept_terms",
     "mean_of_known",
@@ -311,11 +312,32 @@ def _float_dtype(dtype: np.dtype) -> np.dtype:
 def _limits(name: str, limits: tuple[float, float] | None, default: Limits) -> Limits:
     if limits is None:
         return default
+    check_limits(name, limits)
+    return Limits(*limits)
+
+
+def check_limits(name: str, limits: Any) -> None:
+    """Refuse what is no pair of limits ``(r_max >= 1, d_max >= 0)``; None is no limit.
+
+    Raises
+    ------
+    TypeError
+        It is no pair of numbers.
+    ValueError
+        One is out of range.
+    """
+    if limits is None:
+        return
+    pair = isinstance(limits, tuple | list | np.ndarray) and len(limits) == 2
+    if not pair or not all(isinstance(of, int | float | np.number) for of in limits):
+        msg = (
+            f"{name} must be two numbers, (r_max, d_max), such as (2.0, 1.0) or (2.0, math.inf), "
+            f"or None, received {limits!r}."
+        )
+        raise TypeError(msg)
     r_max, d_max = limits
     if not (r_max >= 1 and d_max >= 0):
-        msg = f"{name} must be (r_max >= 1, d_max >= 0), received {tuple(limits)!r}."
-        raise ValueError(msg)
-    return Limits(r_max, d_max)
+        raise ValueError(f"{name} must be (r_max >= 1, d_max >= 0), received {tuple(limits)!r}.")
 
 
 def comparable(std_a: Array, std_b: Array) -> tuple[Array, Array]:

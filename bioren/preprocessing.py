@@ -23,8 +23,9 @@ from bioren.arrays.groups import BatchKey
 from bioren.arrays.lazy import columns_of
 from bioren.arrays.missing import count_measured
 from bioren.arrays.shapes import AnyCellsByGenes, CountBySamplesAndGenes
-from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal, warn_isolated
-from bioren.model.fitting import align_study
+from bioren.bridge import check_limits
+from bioren.effects.alignment import MAX_REMOVED, Alignment, Removal
+from bioren.model.fitting import align_study, warn_of_effects
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -87,8 +88,8 @@ def bridge(
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     condition_key
-        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
-        from the samples.  It has no influence on the result.
+        Column of what is to be studied, such as a treatment: a warning says if it is confounded
+        with the samples.  It has no influence on the result.
     strength
         Share of each effect that is removed, in [0, 1].
     max_kept, max_removed
@@ -127,7 +128,9 @@ def bridge(
     Warns
     -----
     UserWarning
-        Values are missing; samples have hardly a cell state in common with the others.
+        Values are missing, or look standardized; samples have hardly a cell state in common with
+        the others, or never measured many genes; a known gene program has the largest effects; the
+        condition is confounded with the samples.
 
     Notes
     -----
@@ -138,9 +141,15 @@ def bridge(
     lacks plays no part.)  A gene that a sample never measured, or that it has in no state in common
     with others, is left as it is in that sample, and its standard errors are infinite; so is a gene
     in all samples that no sample of the reference has.
+
+    A gene that is 0 in all cells of a sample and expressed in the same states of others, such that
+    zeros alone are improbable, counts as not measured there, too
+    (`bioren.effects.unmeasured.find_unmeasured`).
     """
     check_strength(strength)
     check_corrected(adata, corrected)
+    check_limits("max_kept", max_kept)
+    check_limits("max_removed", max_removed)
     check_writable(adata, copy=copy)
     if labels_key is not None and not standardize:
         raise ValueError("labels_key serves to compare within states: standardize=True.")
@@ -153,23 +162,18 @@ def bridge(
         controls_key=controls_key,
         condition_key=condition_key,
     )
-    if design.population is not None and (labels_key is not None or not standardize):
-        msg = (
-            "A population compares samples within its own states: leave out labels_key and "
-            "standardize=False."
-        )
-        raise ValueError(msg)
+    if design.population is not None:
+        _check_own_states(labels_key, standardize)
     seeded = np.random.default_rng(rng)
     study = read_study(adata, design, seeded, allow_missing=True)
     n_measured = _count_where_missing(study)
     cells, batches = study.cells, design.batches
-    variable = None
-    if standardize:
-        variable = cells.variable_matrix()
+    variable = cells.variable_matrix() if standardize else None
+    if variable is not None:
         check_varies(variable)
     removal = Removal(strength, max_kept, max_removed)
     alignment = align_study(study, design.facts, removal, rng=seeded, variable=variable)
-    warn_isolated(batches.names, alignment)
+    warn_of_effects(batches.names, list(cells.genes), alignment)
     values = _corrected(study, alignment, corrected, center=center)
 
     adata = writable(adata, copy=copy)
@@ -214,6 +218,15 @@ def _corrected(
     if center:
         return apply_by_sample(x, design.batches.codes, bridges)
     return scale_by_sample(x, design.batches.codes, bridges.scale)
+
+
+def _check_own_states(labels_key: str | None, standardize: bool) -> None:
+    if labels_key is not None or not standardize:
+        msg = (
+            "A population compares samples within its own states: leave out labels_key and "
+            "standardize=False."
+        )
+        raise ValueError(msg)
 
 
 def _count_where_missing(study: Study) -> CountBySamplesAndGenes | None:

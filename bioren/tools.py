@@ -23,7 +23,7 @@ from bioren.adata.record import (
     read_diagnosis,
     read_effects,
     write_fit,
-    write_mapping_score,
+    write_mapping,
     write_record,
 )
 from bioren.adata.reference_argument import Reference, reference_text
@@ -102,8 +102,8 @@ def integrate(
     controls_key
         Boolean column: a sample's effect is taken from these cells alone, and removed from all.
     condition_key
-        Column of what is to be studied, such as a treatment: a warning says if it cannot be told
-        from the samples.  It has no influence on the result.
+        Column of what is to be studied, such as a treatment: a warning says if it is confounded
+        with the samples.  It has no influence on the result.
     n_latent
         Dimensions of the embedding.
     strength
@@ -162,6 +162,13 @@ def integrate(
     FileExistsError
         `save_model` exists.
 
+    Warns
+    -----
+    UserWarning
+        The condition is confounded with the samples; values look standardized; samples have hardly
+        a cell state in common with the others, or never measured many genes; a known gene program
+        has the largest effects; the correction changed much of a sample's structure.
+
     Examples
     --------
     >>> bioren.tl.integrate(adata, "sample")                            # doctest: +SKIP
@@ -188,7 +195,7 @@ def integrate(
     model = RenormAutoencoder(
         n_latent, strength=strength, max_removed=max_removed, rng=rng, training=options
     )
-    check_settings(model.settings)
+    check_settings(n_latent, strength, max_removed=max_removed)
     check_corrected(adata, corrected)
     check_writable(adata, copy=copy)
     design = read_design(
@@ -387,8 +394,9 @@ def map_query(
             For each KEY of labels that the model learned (`RenormAutoencoder.learn_labels`): the
             most probable label, and its probability if the reference holds the cell's type.
         ``uns["bioren"]``
-            Effects per sample and gene against the reference, see `batch_effects`; and
-            ``"mapping_score"``, the mean of each sample's cells.
+            Effects per sample and gene against the reference, see `batch_effects`;
+            ``"mapping_score"``, the mean of each sample's cells; and ``"mapping"``: how many of
+            the reference's genes there are, the name of its file, which labels were transferred.
 
     Raises
     ------
@@ -402,6 +410,12 @@ def map_query(
         file is damaged.
     FileNotFoundError
         There is no such file.
+
+    Warns
+    -----
+    UserWarning
+        Samples fit the reference badly: the mean mapping score of their cells is below .5 (usual
+        is above .7); or see `RenormAutoencoder.map`.
 
     Examples
     --------
@@ -436,7 +450,7 @@ def map_query(
     }
     genes = adata.var_names[mapped.genes.query]
     write_record(adata, KEY, batches, genes=genes, alignment=mapped.alignment, settings=settings)
-    write_mapping_score(adata, KEY, mapped.samples["mapping_score"])
+    write_mapping(adata, KEY, mapped, model="" if model.path is None else model.path.name)
     return adata if copy else None
 
 
@@ -457,7 +471,8 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
 
         ``sample``, ``gene``, ``cells``, ``n_measured``
             Names, the sample's number of cells, and how many of them have a value of the gene:
-            all, unless values are missing.
+            all, unless values are missing; 0 where values say 0 and a sample never measured the
+            gene (`bioren.effects.unmeasured`), whose r and d are then 1 and 0.
         ``r``, ``d``
             ``sd_sample / sd_reference`` and ``(mean_sample - mean_reference) / sd_reference``,
             standardized to the reference's composition of cell states.
@@ -471,6 +486,11 @@ def batch_effects(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
             Whether cells were compared within states; if not, the plain moments of samples were.
         ``removed``, ``kept``
             Share of ``d`` that was removed, less than 1 where it may be chance; and the rest.
+        ``removed_r``
+            Share of ``log r`` that was removed, by which expression was rescaled: less than 1 where
+            the effect may be chance, beyond the limit of `max_removed`, and in samples whose scale
+            does not hold for the differences between their states.  NaN in records of earlier
+            versions.
 
     Raises
     ------
@@ -511,6 +531,10 @@ def diagnose(adata: AnnData, *, key: str = KEY) -> pd.DataFrame:
         ``structure_removed``
             How much the correction changed the sample's own structure, relative to its own
             variance.  A shift of all cells alike changes nothing; above .25 there is a warning.
+        ``leading_program``
+            Known gene program that the largest effects are of, such as interferon-stimulated
+            genes: what was removed may be a treatment (`bioren.effects.gene_programs`).  Empty
+            where there is none, or where genes do not go by their symbols.
 
     Raises
     ------

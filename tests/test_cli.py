@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import bioren
 from bioren.cli.commands import app
+from bioren.cli.messages import OPTIONS, in_own_words
 
 N_CELLS, N_GENES = 120, 40
 
@@ -454,7 +457,20 @@ class TestEffects:
     def test_condition(self, target: Path) -> None:
         page = target.with_name("out.html")
         assert effects(target, "--condition", "run", "--report", page, "-q").output == ""
-        assert "is determined by" in page.read_text()
+        # The option is told with the command that has it.
+        words = re.sub(r"<.*?>", " ", page.read_text(), flags=re.DOTALL)
+        assert "bioren integrate --controls KEY" in words
+
+    def test_warnings_name_options_and_not_arguments(self, raw: Path, tmp_path: Path) -> None:
+        options = ("-b", "sample", "--condition", "sample")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            result = run("integrate", raw, tmp_path / "out.h5ad", *options)
+        assert result.exit_code == 0, result.output
+        assert "The condition is the batch itself" in result.stderr
+        assert "(--batch-key KEY)" in result.stderr
+        assert "(--controls KEY)" in result.stderr
+        assert "_key=" not in result.stderr
 
     def test_no_batch_key_and_no_effects(self, raw: Path, tmp_path: Path) -> None:
         message = one_message(effects(raw, "--report", tmp_path / "out.html"))
@@ -547,3 +563,27 @@ class TestProcess:
         assert result.stderr.startswith("Error: ")
         assert len(result.stderr.splitlines()) == 1
         assert only(tmp_path)
+
+
+def test_options_of_messages_are_those_that_the_commands_have() -> None:
+    commands = get_command(app).commands
+    for option, _, names in OPTIONS.values():
+        having = {
+            name
+            for name, command in commands.items()
+            if any(option in parameter.opts for parameter in command.params)
+        }
+        # map's --reference is the model.
+        assert having - ({"map"} if option == "--reference" else set()) == set(names), option
+
+
+def test_arguments_become_options_and_the_rest_of_a_message_stays() -> None:
+    said = in_own_words(
+        "Remove less (strength=..., max_removed=(r, d)); genes_key='symbol'; layer=...; "
+        "sc.pp.normalize_total(adata, target_sum=1e4)",
+        command="integrate",
+    )
+    assert said == (
+        "Remove less (--strength S, --max-shift SD); bioren map --genes-key symbol; --layer NAME; "
+        "sc.pp.normalize_total(adata, target_sum=1e4)"
+    )

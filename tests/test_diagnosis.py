@@ -7,10 +7,11 @@ from simulation import simulate
 
 import bioren
 from bioren.effects.diagnosis import (
+    ConditionDesign,
+    confounded_message,
     confounding,
     structure_removed,
     unmatched,
-    warn_confounded,
     warn_structure,
 )
 from bioren.network.training import TrainingOptions
@@ -85,12 +86,47 @@ def test_the_ends_of_confounding():
     assert confounding(codes, np.arange(100) % 5) == pytest.approx(0)
 
 
+def said_of(codes, condition):
+    design = ConditionDesign.of(np.array(codes), np.array(condition))
+    return confounded_message("obs['lab']", "obs['drug']", design)
+
+
+def test_nested_samples_are_told_from_identical_and_from_partly_confounded_ones():
+    six = np.repeat(np.arange(6), 10)
+    nested = said_of(six, (six >= 2).astype(int))
+    for words in (
+        "The samples of obs['lab'] are nested in obs['drug']",
+        "each condition 2 to 4 samples",
+        "such as the run (batch_key=...)",
+        "controls_key=...",
+        "strength=...",
+        "pseudobulk",
+    ):
+        assert words in nested
+    identical = said_of(six, 5 - six)
+    assert "obs['drug'] and obs['lab'] divide the cells alike" in identical
+    assert "all of it is removed" in identical
+    assert "nested" not in identical
+    partly = said_of(six, np.where(np.arange(60) % 10 == 0, 1, six >= 3).astype(int))
+    assert "partly confounded with obs['lab'], which determines it to 7" in partly
+    assert "3 samples have one condition only" in partly
+    assert said_of(six, np.arange(60) % 2) == ""
+    assert said_of(six, np.zeros(60, int)) == ""  # one condition alone
+    # Cells without a condition do not count.
+    assert "nested" in said_of([0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1, -1])
+    assert said_of([0, 1], [-1, -1]) == ""
+
+
+def test_the_batch_as_the_condition_is_called_that():
+    adata = simulate((60, 60))
+    with pytest.warns(UserWarning, match=r"The condition is the batch itself, obs\['sample'\]"):
+        bioren.pp.bridge(adata, "sample", condition_key="sample")
+
+
 def test_warnings_name_what_to_do():
-    with pytest.warns(UserWarning, match="'drug'.*determined by.*'lab'.*100%.*controls_key"):
-        warn_confounded("lab", "drug", 1.0)
     with pytest.warns(UserWarning, match=r"b \(60%\).*over-correction"):
         warn_structure(["a", "b", "c"], np.array([0.1, 0.6, 0.9]), np.array([90, 90, 5]))
-    warn_confounded("lab", "drug", 0.2)  # warnings are errors
+    # Warnings are errors.
     warn_structure(["a", "b"], np.array([0.1, 0.2]), np.array([90, 90]))
 
 
@@ -101,13 +137,13 @@ def test_a_confounded_condition_is_warned_of_and_changes_nothing():
     adata = simulate((60, 60, 60))
     adata.obs["drug"] = adata.obs["sample"].map({"a": "yes", "b": "no", "c": "no"})
     plain = bioren.tl.integrate(adata, "sample", copy=True, **QUIET)
-    with pytest.warns(UserWarning, match="cannot be told from the batch effect"):
+    with pytest.warns(UserWarning, match="nested in"):
         warned = bioren.tl.integrate(adata, "sample", condition_key="drug", copy=True, **QUIET)
     assert_allclose(warned.obsm["X_bioren"], plain.obsm["X_bioren"])
     adata.obsm["X_pca"] = adata.X[:, :5]
-    with pytest.warns(UserWarning, match="cannot be told from the batch effect"):
+    with pytest.warns(UserWarning, match="nested in"):
         bioren.tl.integrate(adata, "sample", use_rep="X_pca", condition_key="drug")
-    with pytest.warns(UserWarning, match="cannot be told from the batch effect"):
+    with pytest.warns(UserWarning, match="nested in"):
         bioren.pp.bridge(adata, "sample", condition_key="drug")
 
 

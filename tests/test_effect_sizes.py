@@ -1,8 +1,12 @@
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import scanpy as sc
 from numpy.testing import assert_allclose
 
-from bioren.effects.sizes import beyond_chance, clipped, effect_sizes
+import bioren
+from bioren.effects.sizes import beyond_chance, clipped, effect_sizes, outlier_message
 
 
 def sizes_of(d, error=0.0, r=None):
@@ -65,6 +69,55 @@ def test_outliers_do_not_depend_on_order_and_may_be_of_scale_alone():
     assert list(found.outlier) == [False, False, True, False, False]
     again = sizes_of(np.zeros((5, 5)), r=r[::-1])
     assert list(again.outlier) == list(found.outlier[::-1])
+
+
+def test_the_limit_depends_on_the_number_of_cells():
+    """A size that chance explains in few cells stands out in many."""
+    rng = np.random.default_rng(0)
+    d = 0.1 * rng.normal(size=(8, 2000))
+    d[7] *= 3
+    errors = np.full_like(d, 0.02)
+    many = effect_sizes(np.ones_like(d), d, errors, error_d=errors)
+    assert list(np.flatnonzero(many.outlier)) == [7]
+    errors[7] = 0.5
+    d[7] = rng.normal(0, np.hypot(0.29, 0.5), 2000)  # of the same size
+    few = effect_sizes(np.ones_like(d), d, errors, error_d=errors)
+    assert few.shift[7] == pytest.approx(many.shift[7], rel=0.2)
+    assert not few.outlier.any()
+    assert_allclose(few.far_shift[:7], many.far_shift[0], rtol=0.1)
+    assert few.far_shift[7] == pytest.approx(np.hypot(few.far_shift[0], 0.5 * 0.6**0.5), rel=0.01)
+
+
+def test_a_message_tells_value_and_limit():
+    d = np.outer([1.0, 1.1, 0.9, 1, 3], np.ones(5))
+    sizes = sizes_of(d)
+    cells = np.array([50, 50, 50, 50, 1038])
+    message = outlier_message("abcde", cells, sizes)
+    assert "e (1,038 cells: shift 3.00, limit 1.44)" in message
+    assert "1 of 5 samples" in message
+    assert outlier_message("abcd", cells[:4], sizes_of(d[:4])) == ""
+
+
+def test_parts_of_one_sample_do_not_stand_out(real_data):
+    """Forty random parts of 20 to 500 cells: before, one in forty did."""
+    adata = anndata.read_h5ad(real_data / "kang_pbmc_ctrl_8donors.h5ad")
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    found = 0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        cells = np.exp(rng.uniform(np.log(20), np.log(500), 40)).astype(int)
+        parts = np.repeat(np.arange(40), cells)
+        some = adata[rng.permutation(adata.n_obs)[: len(parts)]].copy()
+        some.obs["part"] = pd.Categorical(parts)
+        bioren.pp.bridge(some, "part")
+        table = bioren.tl.batch_effects(some)
+        r, d, error_r, error_d = (
+            table[name].to_numpy(dtype=float).reshape(40, -1)
+            for name in ("r", "d", "standard_error_r", "standard_error_d")
+        )
+        found += int(effect_sizes(r, d, error_r, error_d=error_d).outlier.sum())
+    assert found == 0
 
 
 def test_beyond_chance():

@@ -272,7 +272,7 @@ def bad_models(folder):
         "empty": (str(folder / "empty.bioren"), ValueError, "cannot be read as a file of bioren"),
         "a population": (folder / "population.bioren", ValueError, "holds a population, expected"),
         "unfitted": (bioren.RenormAutoencoder(), RuntimeError, "not fitted yet"),
-        "nothing": (None, TypeError, "PathLike"),
+        "nothing": (None, TypeError, "model or the path of its file, received NoneType"),
     }
 
 

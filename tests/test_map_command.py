@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import stat
 import warnings
@@ -345,6 +346,7 @@ class TestMap:
         np.testing.assert_allclose(theirs, ours, atol=0.05 * ours.std())
 
     @pytest.mark.parametrize("total", [2_000, 50_000])
+    @pytest.mark.filterwarnings("ignore:.*fit the reference badly")  # two samples as one
     def test_counts_are_normalized_to_the_references_sum(
         self, files: Files, tmp_path: Path, total: int
     ) -> None:
@@ -401,7 +403,7 @@ class TestMap:
         target = tmp_path / "out.h5ad"
         message = one_message(map_onto(files.model, tmp_path / "in.h5ad", target))
         assert "0 of the 40 genes" in message
-        assert "genes_key='symbol'" in message
+        assert "as the reference does: --genes-key symbol" in message
         assert entries(tmp_path) == ["in.h5ad"]
         options = ("--genes-key", "symbol", "-b", "sample", "-q")
         assert map_onto(files.model, tmp_path / "in.h5ad", target, *options).output == ""
@@ -645,3 +647,86 @@ def test_a_single_sample_can_be_published(tmp_path):
     result = integrate(source, target, "--publish", tmp_path / "one.bioren")
     assert result.exit_code == 0, result.output
     assert bioren.load(tmp_path / "one.bioren").population_.cells.to_dict() == {"a": 80}
+
+
+@pytest.fixture(scope="module")
+def strange(files, tmp_path_factory):
+    """Cells of other types than the reference has, mapped onto it, and their page."""
+    folder = tmp_path_factory.mktemp("strange")
+    adata = counts(80, "xy", seed=2)
+    known = (adata.obs["sample"] == "x").to_numpy()
+    x = adata.X.toarray()
+    x[~known] = x[~known][:, np.random.default_rng(5).permutation(N_GENES)]
+    adata.X = sparse.csr_matrix(x)
+    adata.write_h5ad(folder / "in.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = map_onto(files.model, folder / "in.h5ad", folder / "out.h5ad", "-b", "sample")
+    assert result.exit_code == 0, result.output
+    page = folder / "page.html"
+    reported = run("effects", folder / "out.h5ad", "--report", page)
+    assert reported.exit_code == 0, reported.output
+    return result, " ".join(html.unescape(page.read_text()).split()), folder / "out.h5ad"
+
+
+def test_a_reference_that_does_not_fit_is_warned_of(strange):
+    result, page, path = strange
+    score = anndata.read_h5ad(path).obs.groupby("sample", observed=True)["bioren_mapping_score"]
+    x, y = score.mean()
+    assert y < 0.5 < x
+    for text in (" ".join(result.stderr.split()), page):
+        assert (
+            f"1 of 2 samples fit the reference badly, by their mean mapping score: y ({y:.2f})"
+            in (text)
+        )
+        assert "x (" not in text.split("mean mapping score:")[1].split(".")[0]
+        assert "Usual for the reference's own kind of cells is above .7" in text
+        assert "--batch-key KEY" in text
+    assert "nothing suspicious" not in page
+
+
+def test_the_report_of_a_mapped_file_tells_of_the_mapping(strange):
+    _, page, path = strange
+    adata = anndata.read_h5ad(path)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    share = 100 * (adata.obs["bioren_mapping_score"][adata.obs["sample"] == "y"] < 0.5).mean()
+    mean = adata.uns["bioren"]["mapping_score"][1]
+    label = adata.obs["bioren_type"].value_counts()
+    for words in (
+        "Mapped onto the reference in model.bioren",
+        "40 of the reference's 40 genes, 40 of the 40 that tell",
+        f"y 40 {mean:.2f} {share:.0f}",
+        "Transferred labels: type",
+        f"{label.index[0]} {label.iloc[0]}",
+        "How well does the reference know the cells?",
+        "Not checked:",
+        "not done for mapped samples",
+        "The reference is the population in model.bioren",
+    ):
+        assert words in text, words
+
+
+def test_a_record_of_an_earlier_version_has_the_scores(strange, tmp_path):
+    adata = anndata.read_h5ad(strange[2])
+    del adata.uns["bioren"]["mapping"]
+    adata.uns["bioren"]["mapping_score"][:] = np.nan
+    del adata.obs["bioren_mapping_score"]
+    adata.write_h5ad(tmp_path / "old.h5ad")
+    result = run("effects", tmp_path / "old.h5ad", "--report", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert "how well the reference knows 2 of 2 samples" in page
+    assert "not known" in page
+    assert "nothing suspicious" not in page
+
+
+def test_scores_are_drawn(strange):
+    from matplotlib.figure import Figure
+
+    ax = bioren.pl.mapping_scores(anndata.read_h5ad(strange[2]), ax=Figure().subplots())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["y (40)", "x (40)"]
+    assert len(ax.patches) == 2 * 20
+    adata = anndata.read_h5ad(strange[2])
+    del adata.obs["bioren_mapping_score"]
+    with pytest.raises(KeyError, match="no column 'bioren_mapping_score'"):
+        bioren.pl.mapping_scores(adata)

@@ -61,7 +61,8 @@ def test_raw_files_are_refused_until_normalized(real_data, name):
 def test_a_condition_as_batch_keeps_the_types(prepared):
     adata = prepared("kang_pbmc_ctrl_stim", 200)
     before = purity(sc.pp.pca(adata.X, n_comps=30), adata.obs["cell_type"])
-    result = integrate(adata)
+    with pytest.warns(UserWarning, match="interferon-stimulated genes"):
+        result = integrate(adata)
     assert purity(result.obsm["X_bioren"], adata.obs["cell_type"]) > before - 0.01
     effects = bioren.tl.batch_effects(result)
     stimulated = effects[effects["sample"] == "stim"].set_index("gene")["d"]

@@ -145,7 +145,8 @@ def test_samples_by_several_columns_and_no_network(adata):
         "<b>sample + lab</b>",
         "made up of a + 0, b + 1",
         "Plain means and spreads",
-        "were not checked",
+        "Not checked:",
+        "bioren.tl.integrate does that",
     ):
         assert words in text
     assert len(Tables(text).images) == 4  # neither embedding nor training
@@ -180,7 +181,7 @@ def warned(adata, **options):
 def test_confounded_conditions_and_tiny_samples(integrated, page):
     found = warned(integrated, condition_key="drug")
     assert len(found) == 2
-    assert "obs['drug'] is determined by obs['sample'] to 100%" in found[0]
+    assert "The samples of obs['sample'] are nested in obs['drug']" in found[0]
     assert "1 of 3 samples have fewer than 30 cells: c (12)" in found[1]
     with_condition = html.unescape(render(integrated, condition_key="drug"))
     for words in found:
@@ -193,7 +194,7 @@ def test_confounded_conditions_and_tiny_samples(integrated, page):
 def test_the_condition_that_the_record_names(integrated):
     adata = integrated.copy()
     adata.uns["bioren"]["settings"]["condition_key"] = "drug"
-    assert "is determined by" in render(adata)
+    assert "are nested in" in render(adata)
     with pytest.raises(KeyError, match="did you mean 'drug'"):
         render(adata, condition_key="drgu")
 
@@ -226,11 +227,30 @@ def test_outliers_are_named():
     x = 5 + rng.normal(size=(240, 50)) + rng.normal(0, 2, 50) * (codes == 4)[:, None]
     adata = AnnData(x, obs=pd.DataFrame({"sample": codes.astype(str)}, index=map(str, range(240))))
     bioren.pp.bridge(adata, "sample", reference=["0", "1"], standardize=False)
-    assert ["4." in text for text in warned(adata)] == [True]
+    (message,) = warned(adata)
+    assert re.search(r"stand out.*: 4 \(40 cells: shift \d\.\d\d, limit \d\.\d\d", message)
     nothing = adata[codes != 4].copy()
     bioren.pp.bridge(nothing, "sample", standardize=False)
     assert warned(nothing) == []
-    assert "nothing suspicious" in render(nothing)
+    assert "nothing suspicious" not in render(nothing)  # as much was not checked
+    assert "None among the checks that were made" in render(nothing)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_nothing_suspicious_is_said_where_all_was_checked():
+    rng = np.random.default_rng(0)
+    adata = simulate((80, 80, 80, 80), n_genes=60)
+    adata.var_names = ["FOS", "JUN", "EGR1", "XIST", "HBB", "ISG15", *adata.var_names[6:]]
+    adata.obs["drug"] = rng.integers(2, size=adata.n_obs).astype(str)
+    bioren.tl.integrate(adata, "sample", progress=False)
+    assert "nothing suspicious was found" in render(adata, condition_key="drug")
+    without = html.unescape(render(adata))
+    assert "nothing suspicious" not in without
+    assert "no condition was named (condition_key=...)" in without
+    in_options = render(adata, wording=lambda text: text.replace("condition_key=...", "--this"))
+    assert "no condition was named (--this)" in in_options
+    adata.uns["bioren"]["genes"] = np.array([f"ENSG{i:011}" for i in range(60)], dtype=object)
+    assert "do not go by symbols" in render(adata, condition_key="drug")
 
 
 # One file

@@ -455,6 +455,7 @@ def of(cells, kind, samples="abc"):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore:.*fit the reference badly")  # a type is unknown
 def test_a_copy_of_a_sample_is_mapped_to_where_it_lies(seed):
     cells = with_a_type_of_its_own(seed)
     model = fitted(cells)

@@ -52,8 +52,8 @@ def test_shapes_and_types(integrate, adata):
 
 
 def test_fewer_components_where_genes_are_few(integrate, adata):
-    integrate(adata[:, :5].copy(), n_latent=30)
-    result = integrate(adata[:, :5].copy(), n_latent=30, copy=True)
+    with pytest.warns(UserWarning, match="no more than 4 dimensions"):
+        result = integrate(adata[:, :5].copy(), n_latent=30, copy=True)
     assert result.obsm["X_bioren"].shape == (120, 4)
 
 
@@ -388,9 +388,8 @@ def test_effects_have_a_row_per_sample_and_gene(integrate, adata):
     table = bioren.tl.batch_effects(adata)
     errors = ["standard_error_r", "standard_error_d"]
     counts = ["cells", "n_measured"]
-    assert list(table) == [
-        *("sample", "gene", *counts, "r", "d", *errors, "standardized", "removed", "kept")
-    ]
+    of_effects = ["r", "d", *errors, "standardized", "removed", "kept", "removed_r"]
+    assert list(table) == ["sample", "gene", *counts, *of_effects]
     assert (table["n_measured"] == table["cells"]).all()
     assert table["standardized"].dtype == bool
     assert table["standardized"].all()
@@ -456,3 +455,30 @@ def test_labels_of_some_cells_part_neither_samples_nor_labeled_cells(integrate):
         assert purity(z, adata.obs["type"]) > 0.98
         if without is missing:
             assert mixing(z, pd.Series(without)) > 0.25  # chance: .42
+
+
+def test_what_of_r_is_removed_is_what_expression_was_rescaled_by(correct):
+    adata = simulate((200, 200), n_genes=30, log_scale=0.4)
+    correct(adata, "sample", max_removed=(1.3, np.inf))
+    table = bioren.tl.batch_effects(adata).set_index(["sample", "gene"])
+    sample, kind = adata.obs["sample"], adata.obs["type"]
+
+    def spread(x):
+        """Within types, by sample and gene."""
+        variance = pd.DataFrame(x, columns=adata.var_names).groupby(
+            [sample.astype(str).to_numpy(), kind.astype(str).to_numpy()]
+        )
+        return np.sqrt(variance.var().groupby(level=0).mean()).stack()
+
+    before, after = spread(adata.X), spread(adata.layers["bioren"])
+    scale = (after / before).reindex(table.index)
+    log_r = np.log(table["r"])
+    assert_allclose(np.exp(-log_r * table["removed_r"]), scale, rtol=0.02)
+    assert table["removed_r"].between(-1e-6, 1 + 1e-6).all()
+    held_back = np.abs(log_r) > np.log(1.5)
+    assert held_back.any()
+    assert_allclose(
+        table["removed_r"][held_back] * np.abs(log_r)[held_back], np.log(1.3), rtol=0.05
+    )
+    del adata.uns["bioren"]["removed_r"]
+    assert bioren.tl.batch_effects(adata)["removed_r"].isna().all()

@@ -186,6 +186,82 @@ class TestMissingValues:
         assert np.isfinite(z).all()
 
 
+def two_types(share: float = 0.9, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows of two types in two batches, of which each holds mostly one; no batch effect."""
+    rng = np.random.default_rng(0)
+    batch, few = np.repeat(["a", "b"], n), round((1 - share) * n)
+    kind = np.repeat([0, 1, 0, 1], [n - few, few, few, n - few])
+    x = rng.normal(size=(2 * n, 10)) + 3 * kind[:, None]
+    return x, batch, np.array(["x", "y"])[kind]
+
+
+def gap(y: np.ndarray, kind: np.ndarray) -> float:
+    return float(np.abs(y[kind == "x"].mean(axis=0) - y[kind == "y"].mean(axis=0)).mean())
+
+
+class TestLabels:
+    def test_types_that_are_named_are_no_batch_effect(self) -> None:
+        x, batch, kind = two_types()
+        plain = BridgeTransformer().fit_transform(x, batch=batch)
+        within = BridgeTransformer().fit_transform(x, batch=batch, labels=kind)
+        assert gap(plain, kind) < 0.6 * gap(x, kind)
+        assert gap(within, kind) == pytest.approx(gap(x, kind), rel=0.05)
+        some = pd.Series(kind, dtype=object).where(np.arange(len(kind)) % 3 > 0)
+        partly = BridgeTransformer().fit_transform(x, batch=batch, labels=some)
+        assert gap(partly, kind) == pytest.approx(gap(x, kind), rel=0.05)
+
+    def test_classes_that_are_confounded_are_warned_of(self) -> None:
+        x, batch, kind = two_types()
+        with pytest.warns(UserWarning, match=r"batch, which determines it to 53%.*labels=\.\.\."):
+            y = BridgeTransformer().fit_transform(x, kind, batch=batch)
+        np.testing.assert_array_equal(y, BridgeTransformer().fit_transform(x, batch=batch))
+        # Nothing is said, as warnings are errors: of labels, fair designs, measures and names.
+        BridgeTransformer().fit(x, kind, batch=batch, labels=kind)
+        fair, fair_batch, fair_kind = two_types(0.5)
+        BridgeTransformer().fit(fair, fair_kind, batch=fair_batch)
+        BridgeTransformer().fit(x, x[:, 0], batch=batch)
+        BridgeTransformer().fit(x, np.arange(len(x)), batch=batch)
+
+    def test_labels_are_routed_through_a_pipeline_as_documented(self) -> None:
+        x, batch, kind = two_types()
+        sklearn.set_config(enable_metadata_routing=True)
+        try:
+            bridge = BridgeTransformer().set_fit_request(batch=True, labels=True)
+            bridge = bridge.set_transform_request(batch=True)
+            steps = make_pipeline(bridge, PCA(3))
+            steps.fit(x, batch=batch, labels=kind)
+            z = steps.transform(x[:50], batch=batch[:50])
+        finally:
+            sklearn.set_config(enable_metadata_routing=False)
+        y = BridgeTransformer().fit_transform(x, batch=batch, labels=kind)
+        expected = PCA(3).fit(y).transform(y[:50])
+        np.testing.assert_allclose(z, expected, atol=1e-8)
+
+    def test_labels_that_no_two_batches_share(self) -> None:
+        x, batch, kind = two_types()
+        with pytest.raises(ValueError, match="No two batches share a label"):
+            BridgeTransformer().fit(x, batch=batch, labels=batch)
+        with pytest.raises(ValueError, match="labels has 119 labels for 120 rows"):
+            BridgeTransformer().fit(x, batch=batch, labels=kind[1:])
+
+    def test_confounded_bulk(self, real_data: Path) -> None:
+        """Types explain .24 of the variance; plain batches take part of it, labels do not."""
+        adata = anndata.read_h5ad(real_data / "bulk_bladderbatch.h5ad")
+        x, kind = np.asarray(adata.X, dtype=float), adata.obs["cell_type"].to_numpy()
+
+        def explained(y: np.ndarray) -> float:
+            groups = [y[kind == name] for name in set(kind)]
+            within = sum(np.square(rows - rows.mean(axis=0)).sum() for rows in groups)
+            return float(1 - within / np.square(y - y.mean(axis=0)).sum())
+
+        bridge, batch = BridgeTransformer(), adata.obs["batch"]
+        with pytest.warns(UserWarning, match="y is confounded with batch.* to 58%"):
+            plain = bridge.fit_transform(x, kind, batch=batch)
+        within = bridge.fit_transform(x, kind, batch=batch, labels=kind)
+        assert explained(plain) < 0.18 < 0.22 < explained(x) < 0.26
+        assert explained(within) > 0.35
+
+
 class TestRefusals:
     @pytest.mark.parametrize("method", ["transform", "inverse_transform"])
     def test_unknown_batch(self, method: str) -> None:

@@ -32,8 +32,9 @@ from bioren.effects import constants
 from bioren.effects.states import ConditionalBridge, StateOptions
 from data import CORE
 
-#: Constants of the module bioren.effects.constants, and fields of StateOptions.
-NAMES = [name for name in dir(constants) if name.isupper()]
+#: Constants of the module bioren.effects.constants, and fields of StateOptions.  MAX_RATIO is the
+#: default of an argument, max_removed, and cannot be changed here.
+NAMES = [name for name in dir(constants) if name.isupper() and name != "MAX_RATIO"]
 OPTIONS = [name for name in StateOptions._fields if name != "iterations"]
 AS_THEY_ARE = "as they are"
 ALONE = {"NK": "NK cells", "CD14+ Mono": "monocytes"}

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from bioren.adata.columns import column_of
+from bioren.adata.given import check_adata
 from bioren.adata.missing import missing_message
 from bioren.adata.on_disk import has_dask, lazily
 from bioren.arrays.blocks import Block, is_lazy, on_host, row_blocks, stacked, to_dense
@@ -235,12 +236,7 @@ def matrix_of(adata: AnnData, layer: str | None = None) -> Any:
     TypeError, KeyError, ValueError
         See `read_matrix`.
     """
-    if not hasattr(adata, "layers"):
-        msg = (
-            f"Expected an AnnData, received a {type(adata).__name__}. Of several modalities, give "
-            "the one with gene expression: mdata['rna']."
-        )
-        raise TypeError(msg)
+    check_adata(adata)
     if layer is not None and layer not in adata.layers:
         msg = f"There is no layer {layer!r}; {choices('layers', layer, adata.layers)}."
         raise KeyError(msg)
@@ -286,9 +282,13 @@ def check_strength(strength: float) -> None:
 
     Raises
     ------
+    TypeError
+        It is no number.
     ValueError
         It lies outside.
     """
+    if not isinstance(strength, int | float | np.number):
+        raise TypeError(f"strength must be a number in [0, 1], received {strength!r}.")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], received {strength!r}.")
 
@@ -344,14 +344,17 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
 
     Raises
     ------
+    TypeError
+        `adata` is no AnnData.
     ValueError
-        `adata` is a view of a backed file.
+        It is a view of a backed file.
 
     Warns
     -----
     UserWarning
-        `adata` is backed, and its results cannot be lazy.
+        It is backed, and its results cannot be lazy.
     """
+    check_adata(adata)
     if adata.isbacked and adata.is_view and not copy:
         msg = (
             "adata is a view of a backed file, to which nothing can be written. "

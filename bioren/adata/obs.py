@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bioren.adata.columns import column_of
+from bioren.adata.given import check_adata
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import CellsByCovariates, LabelCodes, Positions
-from bioren.effects.diagnosis import confounding, warn_confounded
+from bioren.effects.diagnosis import ConditionDesign, confounded_message
 from bioren.wording import choices, listed
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_condition",
     "check_shared",
+    "condition_message",
     "list_of",
     "one_sample",
     "read_batches",
@@ -28,6 +31,10 @@ __all__ = [
     "read_labels",
     "read_shared_labels",
 ]
+
+
+#: What was given in the place of a column's name is shown where it is no longer.
+LONGEST = 60
 
 
 def read_batches(
@@ -59,8 +66,14 @@ def read_batches(
         Labels are missing; there is one sample only, or so many that they look like barcodes; a
         sample is unknown; no column is named.
     TypeError
-        `batch_key` is neither a string nor several.
+        `batch_key` is neither a string nor several, or `adata` is no AnnData.
+
+    Warns
+    -----
+    UserWarning
+        Labels are floating-point numbers: a quantity is no batch.
     """
+    check_adata(adata)
     labels = _batch_labels(adata, batch_key)
     missing = int(labels.isna().sum())
     if missing:
@@ -74,6 +87,8 @@ def read_batches(
             f"(adata[{some}]) or give them a sample of their own."
         )
         raise ValueError(msg)
+    if pd.api.types.is_float_dtype(labels):
+        _warn_float(batch_key, labels)
     labels = labels.astype("category").cat.remove_unused_categories()
     labels_read = [str(label) for label in labels.cat.categories]
     found = list(dict.fromkeys(labels_read))
@@ -125,6 +140,7 @@ def read_labels(
     ValueError
         No cell has a label.
     """
+    check_adata(adata)
     labels = _column(adata, labels_key, "labels_key")
     found = labels.astype("category").cat.remove_unused_categories()
     read = [str(label) for label in found.cat.categories]
@@ -210,9 +226,21 @@ def check_condition(adata: AnnData, condition_key: str | None, batches: Batches)
     KeyError
         There is no such column.
     """
-    if condition_key is not None:
-        condition, _ = read_labels(adata, condition_key)
-        warn_confounded(batches.key, condition_key, confounding(batches.codes, condition))
+    if condition_key is not None and (msg := condition_message(adata, condition_key, batches)):
+        warnings.warn(msg, stacklevel=4)
+
+
+def condition_message(adata: AnnData, condition_key: str, batches: Batches) -> str:
+    """Say how what is to be studied is confounded with the samples; nothing where it is not.
+
+    Raises
+    ------
+    KeyError
+        There is no such column.
+    """
+    condition, _ = read_labels(adata, condition_key)
+    design = ConditionDesign.of(batches.codes, condition)
+    return confounded_message(f"obs[{batches.key!r}]", f"obs[{condition_key!r}]", design)
 
 
 def read_controls(adata: AnnData, controls_key: str, batches: Batches) -> Positions:
@@ -251,7 +279,7 @@ def _batch_labels(adata: AnnData, batch_key: Any) -> pd.Series:
     if not isinstance(batch_key, list | tuple) or not all(map(_is_name, batch_key)):
         msg = (
             "batch_key must name a column of adata.obs, or be a list of such names, received "
-            f"{batch_key!r}."
+            f"{_briefly(batch_key)}."
         )
         raise TypeError(msg)
     if not batch_key:
@@ -279,9 +307,21 @@ def _is_name(key: Any) -> bool:
     return isinstance(key, str)
 
 
+def _briefly(given: Any) -> str:
+    """Return a value as it is written, or its kind where that takes many lines."""
+    text = repr(given)
+    if len(text) <= LONGEST and "\n" not in text:
+        return text
+    name = getattr(given, "name", None)
+    return f"a value of type {type(given).__name__}" + (
+        f" (its name is {name!r})" if _is_name(name) else ""
+    )
+
+
 def _column(adata: AnnData, key: Any, argument: str) -> pd.Series:
     if not _is_name(key):
-        raise TypeError(f"{argument} must name one column of adata.obs, received {key!r}.")
+        msg = f"{argument} must name one column of adata.obs, received {_briefly(key)}."
+        raise TypeError(msg)
     if key not in adata.obs:
         raise KeyError(f"There is no column {key!r}; {choices('obs', key, adata.obs)}.")
     return column_of(adata.obs, key)
@@ -290,6 +330,17 @@ def _column(adata: AnnData, key: Any, argument: str) -> pd.Series:
 def _positions(wanted: Sequence[str], names: Sequence[str]) -> Positions:
     position = {name: i for i, name in enumerate(names)}
     return np.array([position[name] for name in wanted], dtype=np.int64)
+
+
+def _warn_float(batch_key: BatchKey, labels: pd.Series) -> None:
+    values = labels.unique()
+    msg = (
+        f"obs[{batch_key!r}] holds floating-point numbers ({labels.dtype}), such as {values[0]}, "
+        f"and each of {len(values):,} values is taken for a sample. A quantity is no batch: "
+        "regress it out (covariates=...). If the numbers name samples, say so: "
+        f"adata.obs[{batch_key!r}].astype(int).astype(str)"
+    )
+    warnings.warn(msg, stacklevel=5)
 
 
 def _check_barcodes(batches: Batches) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bioren._version import __version__
+from bioren.adata.given import check_adata
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import (
     CountBySamplesAndGenes,
@@ -23,21 +24,24 @@ from bioren.arrays.shapes import (
 )
 from bioren.effects.alignment import Alignment
 from bioren.effects.diagnosis import Diagnosis
+from bioren.effects.gene_programs import leading_programs
+from bioren.reference.mapper import Mapped
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
     "Effects",
+    "MappingRecord",
     "has_diagnosis",
     "has_history",
     "read_diagnosis",
     "read_effects",
     "read_history",
-    "read_mapping_score",
+    "read_mapping",
     "with_kept",
     "write_fit",
-    "write_mapping_score",
+    "write_mapping",
     "write_record",
 ]
 
@@ -60,6 +64,9 @@ class Effects(NamedTuple):
         Number of cells that have a value of the gene, shape ``(samples, genes)``.
     r, d, standard_error_r, standard_error_d, removed
         As in `bioren.effects.alignment.Alignment`, shape ``(samples, genes)``.
+    removed_r
+        Share of ``log r`` that was removed, shape ``(samples, genes)``; NaN in records of earlier
+        versions.
     scales_states
         As in `bioren.effects.alignment.Alignment`, shape ``(samples,)``.
     standardized
@@ -80,6 +87,7 @@ class Effects(NamedTuple):
     standard_error_r: SamplesByGenes
     standard_error_d: SamplesByGenes
     removed: SamplesByGenes
+    removed_r: SamplesByGenes
     scales_states: PerSample
     standardized: bool
     settings: Mapping[str, Any]
@@ -106,6 +114,7 @@ class Effects(NamedTuple):
             "standardized": self.standardized,
             "removed": self.removed.ravel(),
             "kept": 1 - self.removed.ravel(),
+            "removed_r": self.removed_r.ravel(),
         }
         return pd.DataFrame(columns)
 
@@ -122,7 +131,7 @@ def write_record(
 ) -> None:
     """Write ``uns[key]``; settings that are None or generators are left out: h5ad has neither.
 
-    Without `n_measured`, every gene was measured in all cells.
+    Without `n_measured`, every gene was measured in all cells, but where `alignment` says no.
     """
     record: dict[str, Any] = {
         "version": __version__,
@@ -138,7 +147,10 @@ def write_record(
     }
     for name in TABLES:
         record[name] = getattr(alignment, name).astype(np.float32)
+    record["removed_r"] = _removed_of_r(alignment).astype(np.float32)
     record["scales_states"] = alignment.scales_states
+    if n_measured is None and alignment.unmeasured.any():
+        n_measured = np.where(alignment.unmeasured, 0, record["cells"][:, None])
     if n_measured is not None:
         record["n_measured"] = n_measured
     adata.uns[key] = record
@@ -152,6 +164,7 @@ def read_effects(adata: AnnData, key: str) -> Effects:
     KeyError
         There is no such record, or it comes from a version that wrote other tables.
     """
+    check_adata(adata)
     record = adata.uns.get(key)
     if not isinstance(record, Mapping) or not {"samples", "genes", "cells", "r"} <= set(record):
         msg = (
@@ -178,6 +191,7 @@ def read_effects(adata: AnnData, key: str) -> Effects:
         n_measured=np.asarray(record.get("n_measured", everywhere)),
         # Earlier versions took every sample to be scaled as a whole.
         scales_states=np.asarray(record.get("scales_states", np.ones(len(samples)))),
+        removed_r=np.asarray(record.get("removed_r", np.full(everywhere.shape, np.nan))),
         standardized=bool(settings.get("standardize", True)),
         settings=settings,
         version=str(record.get("version", "unknown")),
@@ -193,6 +207,7 @@ def read_history(adata: AnnData, key: str) -> pd.DataFrame:
     KeyError
         There is no such record, or nothing was trained.
     """
+    check_adata(adata)
     history = adata.uns.get(key, {}).get("history")
     if history is None:
         msg = (
@@ -225,15 +240,60 @@ def write_fit(
     adata.uns[key]["history"] = {name: column.to_numpy() for name, column in history.items()}
 
 
-def write_mapping_score(adata: AnnData, key: str, score: pd.Series) -> None:
-    """Write each sample's mean mapping score to the record that there is."""
-    adata.uns[key]["mapping_score"] = score.to_numpy()
+class MappingRecord(NamedTuple):
+    """What a record holds of how its samples were mapped.
+
+    Attributes
+    ----------
+    score
+        Mean mapping score of each sample's cells; NaN where it could not be learned.
+    genes
+        How many of the reference's genes the query has, and how many there are.
+    variable_genes
+        The same of those that tell its states apart.
+    model
+        Name of the reference's file; empty if it came from none.
+    labels
+        Names of the kinds of labels that were transferred.
+    """
+
+    score: PerSample
+    genes: tuple[int, int] | None = None
+    variable_genes: tuple[int, int] | None = None
+    model: str = ""
+    labels: tuple[str, ...] = ()
 
 
-def read_mapping_score(adata: AnnData, key: str) -> dict[str, float]:
-    """Return the mean mapping score of each sample of a mapped query."""
+def write_mapping(adata: AnnData, key: str, mapped: Mapped, *, model: str) -> None:
+    """Write how a query was mapped to the record that there is; see `MappingRecord`."""
+    known, shared = mapped.reference, mapped.genes.reference
+    adata.uns[key]["mapping_score"] = mapped.samples["mapping_score"].to_numpy()
+    adata.uns[key]["mapping"] = {
+        "genes": np.array([len(shared), len(known.genes)]),
+        "variable_genes": np.array(
+            [int(np.isin(known.variable, shared).sum()), len(known.variable)]
+        ),
+        "model": model,
+        "labels": np.array(list(mapped.labels), dtype=object),
+    }
+
+
+def read_mapping(adata: AnnData, key: str) -> MappingRecord | None:
+    """Return how the samples of a record were mapped; None: they were integrated.
+
+    Records of earlier versions hold the score alone.
+    """
     record = adata.uns[key]
-    return dict(zip(map(str, record["samples"]), record["mapping_score"], strict=True))
+    if "mapping_score" not in record:
+        return None
+    score, about = np.asarray(record["mapping_score"]), record.get("mapping")
+    if about is None:
+        return MappingRecord(score)
+    genes, variable = (
+        (int(about[name][0]), int(about[name][1])) for name in ("genes", "variable_genes")
+    )
+    labels = tuple(map(str, about["labels"]))
+    return MappingRecord(score, genes, variable, str(about["model"]), labels)
 
 
 def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
@@ -242,14 +302,20 @@ def read_diagnosis(adata: AnnData, key: str) -> pd.DataFrame:
     Raises
     ------
     KeyError
-        There are none.
+        There are none, or an earlier version wrote the effects.
     """
+    check_adata(adata)
     record = adata.uns.get(key, {})
     if "diagnosis" not in record:
         msg = f"uns[{key!r}] holds no diagnosis. Run bioren.tl.integrate first (without use_rep)."
         raise KeyError(msg)
     samples = pd.Index(list(map(str, record["samples"])), name="sample")
-    return pd.DataFrame({"cells": record["cells"], **record["diagnosis"]}, index=samples)
+    columns = {"cells": record["cells"], **record["diagnosis"], "leading_program": ""}
+    table = pd.DataFrame(columns, index=samples)
+    effects = read_effects(adata, key)
+    for name, leads in leading_programs(effects.genes, effects.d, effects.standard_error_d).items():
+        table.loc[leads, "leading_program"] = name
+    return table
 
 
 def has_history(adata: AnnData, key: str) -> bool:
@@ -260,6 +326,13 @@ def has_history(adata: AnnData, key: str) -> bool:
 def has_diagnosis(adata: AnnData, key: str) -> bool:
     """Return whether the record has signs of over-correction."""
     return "diagnosis" in adata.uns.get(key, {})
+
+
+def _removed_of_r(alignment: Alignment) -> SamplesByGenes:
+    """Return the share of ``log r`` that the bridges remove; 0 where r is 1."""
+    log_r = np.log(alignment.r)
+    removed = -np.log(alignment.bridges.scale)
+    return np.divide(removed, log_r, out=np.zeros_like(log_r), where=np.abs(log_r) > 1e-12)
 
 
 def _storable(value: Any) -> Any:

@@ -18,6 +18,7 @@ from bioren.adata.obs import (
     read_shared_labels,
 )
 from bioren.adata.reference_argument import Reference, read_reference
+from bioren.adata.standardized import warn_standardized
 from bioren.arrays.blocks import is_lazy
 from bioren.arrays.groups import Batches, BatchKey
 from bioren.arrays.shapes import BoolPerSample, Positions
@@ -118,7 +119,7 @@ def read_design(
     Warns
     -----
     UserWarning
-        The condition cannot be told from the samples.
+        The condition is confounded with the samples.
     """
     batches = read_batches(adata, batch_key, single=True)
     in_reference, population = read_reference(reference, batches)
@@ -157,6 +158,11 @@ def read_study(
         There is no such layer.
     ValueError
         The values look like counts, are infinite, or missing where they may not be.
+
+    Warns
+    -----
+    UserWarning
+        They look standardized gene by gene.
     """
 
     def surveyed(x: Any, variable: Positions) -> Surveyor | None:
@@ -172,4 +178,8 @@ def read_study(
     if cells.values.missing and not (allow_missing and design.population is None):
         raise ValueError(missing_message(cells.x, design.batches))
     check_log_scale(cells.values)
+    if cells.survey is None:
+        warn_standardized(cells.x)
+    else:
+        warn_standardized(cells.survey.of_sketch, cells.survey.whole.pooled())
     return Study(cells, design)

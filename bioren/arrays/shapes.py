@@ -37,6 +37,7 @@ PerSample: TypeAlias = Float[np.ndarray, "samples"]
 CountPerSample: TypeAlias = Int[np.ndarray, "samples"]
 CountBySamplesAndGenes: TypeAlias = Int[np.ndarray, "samples genes"]
 BoolPerSample: TypeAlias = Bool[np.ndarray, "samples"]
+BoolSamplesByGenes: TypeAlias = Bool[np.ndarray, "samples genes"]
 
 # Numbers of cells, and what follows from them: for all genes, or by gene where values are missing.
 ByStatesOrGenes: TypeAlias = Float[np.ndarray, "samples states *by_gene"]

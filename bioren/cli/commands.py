@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 import bioren
 from bioren.cli.files import atomic_targets, read_file, same_file
-from bioren.cli.messages import clear_errors, speaker
+from bioren.cli.messages import clear_errors, in_own_words, speaker
 from bioren.cli.preparation import chosen_genes, normalize, prepare
 from bioren.cli.shared_options import Condition, Corrected, Layer, Overwrite, Quiet, one_or_several
 from bioren.cli.streams import write_stored
@@ -73,7 +74,7 @@ def demo(
     FOLDER gets demo.png (the picture) and demo.h5ad (the integrated data), in place of older
     ones.
     """
-    with clear_errors(quiet):
+    with clear_errors(quiet, command="demo"):
         if not quiet:
             typer.echo("700 cells in four labs; a shift and a scale planted per lab and gene.")
         from bioren.demo import run
@@ -209,7 +210,7 @@ def integrate(
         )
 
     say = speaker(quiet)
-    with clear_errors(quiet):
+    with clear_errors(quiet, command="integrate"):
         with (
             atomic_targets(source, [target, *models], overwrite=overwrite) as paths,
             TemporaryDirectory() as folder,
@@ -310,7 +311,10 @@ def map_query(
     a wrong option).
     """
     say = speaker(quiet)
-    with clear_errors(quiet), atomic_targets(source, [target], overwrite=overwrite) as paths:
+    with (
+        clear_errors(quiet, command="map"),
+        atomic_targets(source, [target], overwrite=overwrite) as paths,
+    ):
         if same_file(reference, target):
             raise FileExistsError(f"{target} is the reference itself: name another file.")
         model = bioren.load(reference)
@@ -323,9 +327,8 @@ def map_query(
         bioren.tl.map_query(adata, model, batch_key=key, layer=layer, genes_key=genes_key)
         n_genes = int(adata.var["bioren_mapped"].sum())
         say(f"{n_genes:,} of its genes are among the reference's {len(model.genes_):,}")
-        from bioren.adata.record import read_mapping_score
-
-        for name, score in read_mapping_score(adata, "bioren").items():
+        record = adata.uns["bioren"]
+        for name, score in zip(record["samples"], record["mapping_score"], strict=True):
             say(f"{name}: mapping score {score:.2f}")
         write_stored(stored, paths[target])
     say(f"{target} written")
@@ -380,7 +383,7 @@ def effects(
 
     say = speaker(quiet)
     targets = [path for path in (report, table) if path is not None]
-    with clear_errors(quiet):
+    with clear_errors(quiet, command="effects"):
         for path in targets:
             if same_file(source, path):
                 raise FileExistsError(f"{path} is the input itself: name another file.")
@@ -397,6 +400,7 @@ def effects(
                     condition_key=condition,
                     source=source.name,
                     table=None if table is None else table.name,
+                    wording=partial(in_own_words, command="effects"),
                 )
                 paths[report].write_text(html, encoding="utf-8")
         say(f"{' and '.join(map(str, targets))} written")

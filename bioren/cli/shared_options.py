@@ -28,7 +28,7 @@ Layer: TypeAlias = Annotated[
 Condition: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        metavar="KEY", help="Column to be studied: warn if it cannot be told from the samples."
+        metavar="KEY", help="Column to be studied: warn if it is confounded with the samples."
     ),
 ]
 

@@ -20,6 +20,7 @@ from bioren.arrays.missing import filled
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import (
     BoolPerSample,
+    BoolSamplesByGenes,
     CellsByStates,
     PerGene,
     PerSample,
@@ -36,6 +37,7 @@ from bioren.effects.errors import variance_of_squares
 from bioren.effects.standardization import Standardized, overlap_of, standardize
 from bioren.effects.state_profile import TABLE_ENTRIES
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.effects.unmeasured import expected_there, find_unmeasured
 
 __all__ = [
     "MAX_REMOVED",
@@ -84,7 +86,7 @@ class Alignment(NamedTuple):
         shape ``(samples, genes)``.
     standard_error_r, standard_error_d
         Of `r` and of `d`, see `with_errors`; infinite where values are missing and a gene cannot be
-        compared.
+        compared, and where a sample never measured it (`bioren.effects.unmeasured`).
     scales_states
         How far `r` holds for the differences between a sample's states, in [0, 1], ``(samples,)``:
         `r` to this power is what can be removed; see
@@ -97,7 +99,8 @@ class Alignment(NamedTuple):
     removed
         Share of `d` that the bridge removes.
     samples, reference
-        The moments between which `full` leads: the sample's after shrinkage.
+        The moments between which `full` leads (`filled`, where a gene was never measured): the
+        sample's after shrinkage.
     bridges
         One per sample, shape ``(samples, genes)``: ``bridges[s].apply(x)``.
     full
@@ -117,6 +120,49 @@ class Alignment(NamedTuple):
     reference: Moments
     bridges: AffineBridge
     full: AffineBridge
+
+    @property
+    def unmeasured(self) -> BoolSamplesByGenes:
+        """Return which genes a sample never measured, though its values say 0."""
+        if self.samples.incomplete:  # NaN say it
+            return np.zeros(self.r.shape, dtype=bool)
+        return np.isinf(self.standard_error_d)
+
+    @property
+    def filled(self) -> AffineBridge:
+        """Return `full` for embeddings: what was never measured lies at the reference's mean."""
+        unmeasured = self.unmeasured
+        if not unmeasured.any():
+            return self.full
+        shift = np.where(unmeasured, self.reference.mean, self.full.shift)
+        return AffineBridge(self.full.scale, shift)
+
+    def left_alone(self, unmeasured: BoolSamplesByGenes) -> Alignment:
+        """Return the same with genes that samples never measured left there as they are.
+
+        Their r is 1, their d 0, and the errors of both are infinite: nothing is known of them.
+        """
+        if not unmeasured.any():
+            return self
+
+        def put(table: SamplesByGenes, value: float | PerGene) -> SamplesByGenes:
+            return np.where(unmeasured, value, table)
+
+        samples = self.samples
+        spread = samples.count_per_gene * self.reference.var()
+        return self._replace(
+            r=put(self.r, 1.0),
+            d=put(self.d, 0.0),
+            standard_error_r=put(self.standard_error_r, np.inf),
+            standard_error_d=put(self.standard_error_d, np.inf),
+            removed=put(self.removed, 0.0),
+            # From 0 to the reference's mean, where cells are embedded.
+            samples=Moments(
+                samples.count, put(samples.mean, 0.0), np.where(unmeasured, spread, samples.m2)
+            ),
+            bridges=AffineBridge(put(self.bridges.scale, 1.0), put(self.bridges.shift, 0.0)),
+            full=AffineBridge(put(self.full.scale, 1.0), put(self.full.shift, 0.0)),
+        )
 
     def of_genes(self, index: Positions) -> Alignment:
         """Return what is known of some genes."""
@@ -197,8 +243,7 @@ def align(
     facts = facts._replace(covariates=None)
     codes = facts.codes
     whole = Moments.by_group(x, codes, n_samples) if survey is None else survey.whole
-    plain = standardize(whole[:, None], in_reference)
-    alignment = compare(plain, removal)
+    plain, alignment = _compared(whole[:, None], in_reference, removal)
     sketch, x_of_sketch = _sketch(x, facts, n_samples, rng=rng, survey=survey)
 
     def with_errors(standardized: Standardized, share: CellsByStates) -> Alignment:
@@ -237,7 +282,7 @@ def align(
 
     # States are first sought in expression as it is, which tells types from samples.  Where an
     # effect is so strong that a sample is isolated, its plain moments are matched before.
-    match = alignment.full[:, genes]
+    match = alignment.filled[:, genes]
     nothing = AffineBridge.identity(*match.scale.shape)
     share = state_shares(nothing)
     overlap_before = overlap_of(sample_sums(share, codes, n_samples))
@@ -250,15 +295,14 @@ def align(
 
     for turn in range(iterations):
         if turn > 0:
-            share = state_shares(alignment.full[:, genes])
+            share = state_shares(alignment.filled[:, genes])
         # The last turn alone compares all cells: before, the bridge serves to find states.
         last = turn == iterations - 1
         cells = np.arange(len(codes)) if last else sketch
         by_state = Moments.by_group(
             x if last else x_of_sketch, codes[cells], n_samples, share[cells]
         )
-        standardized = standardize(by_state, in_reference)
-        alignment = compare(standardized, removal)
+        standardized, alignment = _compared(by_state, in_reference, removal)
     return with_errors(standardized, share)._replace(overlap_before=overlap_before)
 
 
@@ -275,6 +319,15 @@ def _sketch(
         return survey.sketch, survey.of_sketch
     sketch = sketched(facts.codes, n_samples, rng, labels=facts.labels)
     return sketch, gather_rows(x, sketch)
+
+
+def _compared(
+    by_state: Moments, in_reference: BoolPerSample | None, removal: Removal
+) -> tuple[Standardized, Alignment]:
+    """Compare samples within states; what one never measured does not count and is left alone."""
+    unmeasured = find_unmeasured(by_state)
+    standardized = standardize(expected_there(by_state, unmeasured), in_reference)
+    return standardized, compare(standardized, removal).left_alone(unmeasured)
 
 
 def _without_missing(

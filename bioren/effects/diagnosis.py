@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy.stats import entropy
@@ -25,6 +25,7 @@ from bioren.arrays.shapes import (
 from bioren.wording import listed
 
 __all__ = [
+    "ConditionDesign",
     "Diagnosis",
     "confounded_message",
     "confounding",
@@ -32,7 +33,6 @@ __all__ = [
     "structure_message",
     "structure_removed",
     "unmatched",
-    "warn_confounded",
     "warn_structure",
 ]
 
@@ -47,7 +47,7 @@ MIN_CELLS = 30
 #: would give them.
 UNMATCHED = 0.1
 
-#: A condition that the batches determine to this degree cannot be told from them.
+#: A condition that the batches determine to this degree is confounded with them.
 CONFOUNDED = 0.5
 
 
@@ -152,22 +152,92 @@ def confounding(codes: SampleCodes, condition: LabelCodes) -> float:
     return float(1 - left / whole)
 
 
-def warn_confounded(batch_key: object, condition_key: str, degree: float) -> None:
-    """Warn where samples determine a condition, see `confounding`."""
-    if msg := confounded_message(batch_key, condition_key, degree):
-        warnings.warn(msg, stacklevel=4)
+class ConditionDesign(NamedTuple):
+    """How samples and a condition go together.
+
+    Attributes
+    ----------
+    degree
+        How far samples determine the condition, see `confounding`.
+    nested
+        Whether each sample has one condition only.
+    samples
+        Number of samples of each condition, shape ``(conditions,)``; conditions that occur.
+    one_condition
+        Number of samples that have one condition only.
+    """
+
+    degree: float
+    nested: bool
+    samples: np.ndarray
+    one_condition: int
+
+    @classmethod
+    def of(cls, codes: SampleCodes, condition: LabelCodes) -> Self:
+        """Look at the cells that have a condition."""
+        known = condition >= 0
+        pairs = np.unique(np.stack([codes[known], condition[known]]), axis=1)
+        n_conditions = np.unique(pairs[0], return_counts=True)[1]  # of each sample
+        samples = np.unique(pairs[1], return_counts=True)[1]
+        single = int((n_conditions == 1).sum())
+        nested = len(samples) > 1 and single == len(n_conditions)
+        return cls(confounding(codes, condition), nested, samples, single)
+
+    @property
+    def identical(self) -> bool:
+        """Return whether each condition is one sample."""
+        return self.nested and bool((self.samples == 1).all())
 
 
-def confounded_message(batch_key: object, condition_key: str, degree: float) -> str:
-    """Say that samples determine a condition; nothing where they do not, see `confounding`."""
-    if degree < CONFOUNDED:
+def confounded_message(batch: str, condition: str, design: ConditionDesign) -> str:
+    """Say that a condition is confounded with the samples; nothing where it is not.
+
+    Parameters
+    ----------
+    batch, condition
+        What they are called, such as ``"obs['sample']"``.
+    design
+        How they go together: each condition is one sample, samples are nested in conditions, or
+        the two are partly confounded.
+    """
+    test = (
+        "Test for the condition's effect on counts summed by sample (pseudobulk), in a design with "
+        "the condition (limma, edgeR, DESeq2), not in corrected expression."
+    )
+    if design.identical:
+        same = batch == condition
+        begin = (
+            f"The condition is the batch itself, {batch}: "
+            if same
+            else f"{condition} and {batch} divide the cells alike, each condition is one sample: "
+        )
+        return (
+            f"{begin}what differs between conditions is what differs between samples, and all of "
+            "it is removed. No method can tell them apart. Take as the batch what holds cells of "
+            "several conditions, such as the run or the donor (batch_key=...), or name control "
+            "cells that every sample has (controls_key=...). If there is neither, do not correct."
+        )
+    if design.nested:
+        least, most = int(design.samples.min()), int(design.samples.max())
+        each = f"{least}" if least == most else f"{least} to {most}"
+        return (
+            f"The samples of {batch} are nested in {condition}: each has one condition, and each "
+            f"condition {each} samples. As differences between samples are removed, so is what "
+            "their conditions differ by in a gene on average; composition and cell types stay. To "
+            "keep it, take as the batch what holds several conditions, such as the run "
+            "(batch_key=...), name control cells that every sample has (controls_key=...), or "
+            f"remove less (strength=..., max_removed=(r, d)). {test} The samples are its "
+            "replicates."
+        )
+    if design.degree < CONFOUNDED:
         return ""
     return (
-        f"obs[{condition_key!r}] is determined by obs[{batch_key!r}] to {degree:.0%}: what "
-        "differs between conditions cannot be told from the batch effect and is removed with it. "
-        "Name control cells that every sample has (controls_key=...), remove less (strength=..., "
-        "max_removed=(r, d)), or take a batch key that crosses the conditions. Test for the "
-        "condition's effect in uncorrected expression, with the batch as a covariate."
+        f"{condition} is partly confounded with {batch}, which determines it to "
+        f"{design.degree:.0%} ({design.one_condition} samples have one condition only): part of "
+        "what differs between conditions is removed with the batch effect. Name control cells that "
+        "every sample has (controls_key=...), remove less (strength=..., max_removed=(r, d)), or "
+        "take a batch key that crosses the conditions. Test for the condition's effect in "
+        "uncorrected expression, with the batch as a covariate."
     )
 
 

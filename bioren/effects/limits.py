@@ -21,6 +21,7 @@ from bioren.bridge import AffineBridge
 from bioren.effects.alignment import Alignment, Removal
 from bioren.effects.expression import ExpressionBridge
 from bioren.effects.state_profile import StateProfile
+from bioren.effects.unmeasured import expected_there
 
 __all__ = ["embedding_of_retained", "expression_bridge", "within_limits"]
 
@@ -48,8 +49,9 @@ def expression_bridge(
         As for `ExpressionBridge.fit`.
     """
     spread = alignment.reference.std()
-    return ExpressionBridge.fit(
-        by_state,
+    unmeasured = alignment.unmeasured
+    found = ExpressionBridge.fit(
+        expected_there(by_state, unmeasured) if onto is None else by_state,
         alignment.full,
         bridges=alignment.bridges,
         inlier_weight=inlier_weight,
@@ -58,6 +60,10 @@ def expression_bridge(
         strength=removal.strength,
         most=removal.d_max * np.where(spread > 0, spread, 1.0),
     )
+    if not unmeasured.any():
+        return found
+    shift = np.where(unmeasured[:, None], np.float32(0), found.shift)
+    return ExpressionBridge(found.scale, shift)
 
 
 def within_limits(

@@ -11,21 +11,26 @@ import numpy as np
 import pandas as pd
 
 from bioren.adata.genes import match_genes
+from bioren.adata.given import check_adata
 from bioren.adata.matrix import check_log_scale, check_same_sum, read_cells, read_matrix
 from bioren.adata.missing import missing_message
 from bioren.adata.obs import one_sample, read_batches, read_covariates, read_labels
 from bioren.adata.reference_argument import Reference
+from bioren.adata.standardized import warn_standardized
 from bioren.adata.study import Design, read_design, read_study
 from bioren.arrays.groups import BatchKey
 from bioren.arrays.shapes import AnyCellsByGenes, CellsByDims, PerDim
 from bioren.effects.alignment import MAX_REMOVED, Alignment
 from bioren.effects.diagnosis import Diagnosis
+from bioren.effects.gene_programs import warn_programs
 from bioren.effects.states import CellFacts, ConditionalBridge
+from bioren.effects.unmeasured import warn_unmeasured
 from bioren.model import file as model_file
 from bioren.model.fitted import Fitted, Placement, Settings
 from bioren.model.fitting import check_settings, fit
 from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import NO_TRAINING, TrainingOptions
+from bioren.reference.confidence import warn_low_scores
 from bioren.reference.labels import LabelTransfer
 from bioren.reference.mapper import Mapped, Mapper
 from bioren.reference.population import MIN_CELLS, Population
@@ -74,6 +79,8 @@ class RenormAutoencoder:
     fitted_
         All that the fit knows, `bioren.model.fitted.Fitted`; the other names that end in ``_`` are
         parts of it.
+    path
+        The file that the model was read from; None: it was fitted here.
 
     Examples
     --------
@@ -85,6 +92,7 @@ class RenormAutoencoder:
     """
 
     fitted_: Fitted
+    path: Path | None = None
 
     def __init__(
         self,
@@ -139,8 +147,8 @@ class RenormAutoencoder:
             Boolean column: the sample's effect is taken from these cells alone, and removed
             from all.
         condition_key
-            Column of what is to be studied, such as a treatment: a warning says if it cannot be
-            told from the samples.  It has no influence on the result.
+            Column of what is to be studied, such as a treatment: a warning says if it is
+            confounded with the samples.  It has no influence on the result.
 
         Raises
         ------
@@ -150,7 +158,7 @@ class RenormAutoencoder:
             The values look like counts or are not finite; the labels cannot be samples; a
             setting is out of range; a covariate has no finite numbers; a sample has no control.
         """
-        check_settings(self.settings)
+        check_settings(self.n_latent, self.strength, max_removed=self.max_removed)
         design = read_design(
             adata,
             batch_key,
@@ -186,7 +194,14 @@ class RenormAutoencoder:
 
     @property
     def settings(self) -> Settings:
-        """Return what the model is fitted with."""
+        """Return what the model is fitted with.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A setting is out of range or of another kind.
+        """
+        check_settings(self.n_latent, self.strength, max_removed=self.max_removed)
         return Settings(
             self.n_latent, self.n_hidden, self.strength, self.max_removed, self.training
         )
@@ -302,8 +317,15 @@ class RenormAutoencoder:
         ValueError
             Query and reference have too few genes in common; the values look like counts or are
             not finite; the labels cannot be samples.
+
+        Warns
+        -----
+        UserWarning
+            Samples fit the reference badly, by their mean mapping score; a known gene program has
+            the largest effects; the query is normalized otherwise.
         """
         fitted = self._fitted()
+        check_adata(adata)
         population = fitted.population
         genes = match_genes(adata, population.genes, population.variable, genes_key=genes_key)
         batches = (
@@ -314,10 +336,16 @@ class RenormAutoencoder:
             raise ValueError(missing_message(x, batches))
         check_log_scale(values)
         check_same_sum(x, population.target_sum)
+        warn_standardized(x)
         covariates = read_covariates(adata, fitted.columns.covariates)
-        return fitted.mapper.map(
+        mapped = fitted.mapper.map(
             x, genes, batches, covariates=covariates, rng=np.random.default_rng(0)
         )
+        warn_low_scores(batches.names, mapped.samples["mapping_score"].to_numpy())
+        shared = list(population.genes[genes.reference])
+        warn_unmeasured(batches.names, shared, mapped.alignment.unmeasured)
+        warn_programs(batches.names, shared, mapped.alignment)
+        return mapped
 
     def add(
         self,
@@ -472,6 +500,8 @@ class RenormAutoencoder:
     def _place(self, adata: AnnData, batch_key: BatchKey | None) -> Placement:
         """Read cells of the model's own samples, and place them in the reference population."""
         fitted = self._fitted()
+        hint = "The model reads the cells' expression and samples, whatever it returns of them."
+        check_adata(adata, hint="" if isinstance(adata, str | Path) else hint)
         names, columns = fitted.samples().names, fitted.columns
         batches = read_batches(adata, batch_key or columns.batch_key, names=names)
         cells = read_cells(adata, columns.layer, genes=fitted.variable_genes)
@@ -496,12 +526,18 @@ def load(path: str | Path) -> RenormAutoencoder:
 
     Raises
     ------
+    TypeError
+        `path` is none.
     FileNotFoundError, IsADirectoryError
         There is no such file.
     ValueError
         It is damaged, was changed after it was written, is of a newer format, or no model.  No
         part of it is used then.
     """
+    given: object = path
+    if not isinstance(given, str | Path):
+        msg = f"Expected a model or the path of its file, received {type(given).__name__}."
+        raise TypeError(msg)
     fitted, rng = model_file.load(path)
     settings = fitted.settings
     model = RenormAutoencoder(
@@ -513,4 +549,5 @@ def load(path: str | Path) -> RenormAutoencoder:
         rng=np.random.default_rng() if rng is None else rng,
     )
     model.fitted_ = fitted
+    model.path = Path(path)
     return model

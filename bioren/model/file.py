@@ -205,7 +205,11 @@ def _contents(fitted: Fitted) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _contents_of_samples(fitted: Fitted, own: OwnSamples) -> dict[str, np.ndarray]:
     """Return what is needed to embed and correct the model's own samples."""
     alignment = own.alignment
-    arrays = {f"alignment/{name}": getattr(alignment, name) for name in BY_GENE + BY_SAMPLE}
+    # Infinite are the errors of genes that were never measured; files hold finite numbers.
+    arrays = {
+        f"alignment/{name}": np.minimum(getattr(alignment, name), LARGEST)
+        for name in BY_GENE + BY_SAMPLE
+    }
     arrays |= _of_moments("alignment/samples", alignment.samples)
     arrays |= _of_moments("alignment/reference", alignment.reference)
     for name in ("bridges", "full"):
@@ -323,6 +327,8 @@ def _own(stored: Stored, names: list[str], population: Population) -> OwnSamples
     tables: dict[str, Any] = {name: part.array(name, n_samples, n_genes) for name in BY_GENE}
     # Older files took every sample to be scaled as a whole.
     missing = {"scales_states": np.ones(n_samples)} if "scales_states" not in part.arrays else {}
+    for name in ("standard_error_r", "standard_error_d"):
+        tables[name] = np.where(tables[name] < LARGEST / 2, tables[name], np.inf)
     tables |= {name: part.array(name, n_samples) for name in BY_SAMPLE if name not in missing}
     tables |= missing
     for name in ("bridges", "full"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -15,7 +19,7 @@ from bioren.arrays.lazy import rows_of
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByDims, CellsByStates, GenesByDims
 from bioren.arrays.threads import with_one_blas_thread
-from bioren.bridge import AffineBridge
+from bioren.bridge import AffineBridge, check_limits
 from bioren.effects.alignment import Alignment, Removal, align, warn_isolated
 from bioren.effects.denoising import Denoiser, reliability
 from bioren.effects.diagnosis import (
@@ -25,32 +29,38 @@ from bioren.effects.diagnosis import (
     unmatched,
     warn_structure,
 )
+from bioren.effects.gene_programs import warn_programs
 from bioren.effects.limits import expression_bridge, within_limits
 from bioren.effects.state_profile import moments_by_state
 from bioren.effects.states import CellFacts, ConditionalBridge, default_n_states
+from bioren.effects.unmeasured import expected_there, warn_unmeasured
 from bioren.model.fitted import Fitted, OwnSamples, Placement, Settings, network_facts
 from bioren.network.bridge_network import BridgeNetwork
 from bioren.network.training import Epoch, embed, fit_network
 from bioren.reference.mapper import Mapper
 from bioren.reference.population import Population
 
-__all__ = ["align_study", "check_settings", "find_states", "fit"]
+__all__ = ["align_study", "check_settings", "find_states", "fit", "warn_of_effects"]
 
 #: Entries of a table samples x states x genes, of which a model holds three: 256 MiB each.
 SHIFT_ENTRIES = 2**26
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuse settings that are out of range, before any work.
+def check_settings(n_latent: object, strength: Any, *, max_removed: object) -> None:
+    """Refuse settings that are out of range or of another kind, before any work; see `Settings`.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         One is.
     """
-    check_strength(settings.strength)
-    if settings.n_latent < MIN_DIMENSIONS:
-        msg = f"n_latent must be {MIN_DIMENSIONS} or more, received {settings.n_latent}."
+    check_strength(strength)
+    check_limits("max_removed", max_removed)
+    if not isinstance(n_latent, int | np.integer):
+        msg = f"n_latent must be a whole number, such as 20, received {n_latent!r}."
+        raise TypeError(msg)
+    if n_latent < MIN_DIMENSIONS:
+        msg = f"n_latent must be {MIN_DIMENSIONS} or more, received {n_latent}."
         raise ValueError(msg)
 
 
@@ -78,20 +88,20 @@ def fit(
     Placement
         The study's own cells in it, from which their results are had without another look.
     """
-    check_settings(settings)
     cells, design = study
     variable = cells.variable_matrix()
     check_varies(variable)
     facts = network_facts(variable, design.facts)
     removal = settings.removal
     alignment = align_study(study, facts, removal, rng=rng, variable=variable)
-    warn_isolated(design.batches.names, alignment)
+    warn_of_effects(design.batches.names, list(cells.genes), alignment)
 
     of_variable = alignment.of_genes(cells.variable)
     network, history = _train(study, variable, of_variable, settings=settings, rng=rng)
     states, placement = _place(
         study, variable, facts, of_variable=of_variable, network=network, settings=settings, rng=rng
     )
+    _warn_fewer(settings.n_latent, placement)
     denoiser = _denoiser(placement, of_variable, rng)
     loadings, placed = _components(network), placement.placed
     population = _population(study, alignment, loadings, share=placed.share)
@@ -123,6 +133,24 @@ def fit(
     )
     signed = cells.values.negative
     return Fitted(settings, design.columns, design.labels, signed, mapper, own), placement
+
+
+def warn_of_effects(names: Sequence[str], genes: Sequence[str], alignment: Alignment) -> None:
+    """Warn of samples and genes whose effects are not what they seem to be."""
+    warn_isolated(names, alignment)
+    warn_unmeasured(names, genes, alignment.unmeasured)
+    warn_programs(names, genes, alignment)
+
+
+def _warn_fewer(n_latent: int, placement: Placement) -> None:
+    """Warn that there are fewer dimensions than were asked for; the default asks for none."""
+    n_genes, dims = placement.variable.shape[1], placement.placed.corrected.shape[1]
+    if n_genes <= n_latent != Settings().n_latent:
+        msg = (
+            f"n_latent={n_latent}: {n_genes} variable genes allow no more than {n_genes - 1} "
+            f"dimensions, and the embedding has {dims}."
+        )
+        warnings.warn(msg, stacklevel=4)
 
 
 def align_study(
@@ -223,7 +251,7 @@ def _denoiser(placement: Placement, of_variable: Alignment, rng: np.random.Gener
         variable,
         codes,
         placed.share,
-        bridges=of_variable.full,
+        bridges=of_variable.filled,
         center=of_variable.reference.mean,
         n_components=placed.corrected.shape[1],
         rng=rng,
@@ -286,10 +314,11 @@ def _population(
 ) -> Population:
     cells, design = study
     everything = np.ones(design.n_samples, dtype=bool)
+    by_state = moments_by_state(cells.x, design.batches.codes, design.n_samples, share=share)
     return Population(
         genes=cells.genes,
         samples=design.batches.names,
-        by_state=moments_by_state(cells.x, design.batches.codes, design.n_samples, share=share),
+        by_state=expected_there(by_state, alignment.unmeasured),
         bridges=alignment.full,
         in_reference=everything if design.in_reference is None else design.in_reference,
         variable=cells.variable,

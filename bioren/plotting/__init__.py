@@ -7,5 +7,13 @@ from bioren.plotting.figures import (
     samples,
     training_history,
 )
+from bioren.plotting.mapping import mapping_scores
 
-__all__ = ["batch_effects", "before_after", "limits", "samples", "training_history"]
+__all__ = [
+    "batch_effects",
+    "before_after",
+    "limits",
+    "mapping_scores",
+    "samples",
+    "training_history",
+]

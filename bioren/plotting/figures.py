@@ -114,8 +114,8 @@ def samples(adata: AnnData, *, key: str = "bioren", ax: Axes | None = None) -> A
     mean square of ``log2(r)``; squared standard errors are subtracted before, so that chance
     alone gives a size near 0.  A sample stands out that lies more than three robust standard
     deviations (1.4826 times the median absolute deviation, at least a tenth of the median and
-    .02) above the median of the samples, by either size.  Among fewer than four samples none
-    does.
+    .02) above the median of the samples, by either size; the fewer cells it has, the farther, as
+    its size is uncertain.  Among fewer than four samples none does.
 
     Parameters
     ----------
@@ -149,9 +149,15 @@ def samples(adata: AnnData, *, key: str = "bioren", ax: Axes | None = None) -> A
         (sizes.scale, sizes.far_scale, PALETTE[1], "D", "scale (from log2 r)"),
     ):
         ax.scatter(size[order], coordinates, s=26, color=color, marker=marker, label=name, zorder=3)
-        if np.isfinite(far):
-            ax.axvline(far, color=color, linestyle=":")
-    if np.isfinite(sizes.far_shift):
+        there = np.isfinite(far[order])
+        ax.vlines(
+            far[order][there],
+            coordinates[there] - 0.5,
+            coordinates[there] + 0.5,
+            color=color,
+            linestyle=":",
+        )
+    if np.isfinite(sizes.far_shift).any():
         ax.plot([], [], color=INK, linestyle=":", label="beyond: stands out")
     ax.set_xlim(left=0)
     ax.set_ylim(len(order) - 0.4, -0.6)

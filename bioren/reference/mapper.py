@@ -312,7 +312,7 @@ class Mapper:
     ) -> Self:
         """Return the mapper whose population holds the samples of a query as well.
 
-        Genes that the query lacks are taken to be as the reference expects them.
+        Genes that the query lacks or never measured are taken to be as the reference expects them.
 
         Parameters
         ----------
@@ -338,16 +338,20 @@ class Mapper:
             raise ValueError(msg)
         population = self.population
         known = population.profile.by_state
-        genes = mapped.genes.reference
         for row, name in enumerate(names):
+            measured = ~mapped.alignment.unmeasured[row]
+            genes = mapped.genes.reference[measured]
             count = mapped.by_state.count[row]
             expected = Moments(count, known.mean.copy(), known.var() * count[:, None])
-            expected.mean[:, genes] = mapped.by_state.mean[row]
-            expected.m2[:, genes] = mapped.by_state.m2[row]
+            expected.mean[:, genes] = mapped.by_state.mean[row][:, measured]
+            expected.m2[:, genes] = mapped.by_state.m2[row][:, measured]
             n_genes = len(population.genes)
             bridge = AffineBridge.identity(n_genes)
             full = mapped.alignment.full
-            bridge.scale[genes], bridge.shift[genes] = full.scale[row], full.shift[row]
+            bridge.scale[genes], bridge.shift[genes] = (
+                full.scale[row, measured],
+                full.shift[row, measured],
+            )
             population = population.add(name, expected, bridge, in_reference=in_reference)
         return replace(self, population=population)
 
@@ -382,7 +386,7 @@ class Mapper:
             encode=encode,
             variable=(some, seen),
             removal=self.removal,
-            start=start.full,
+            start=start.filled,
             iterations=EMBEDDED_ITERATIONS,
         )
         alignment = mapped.with_errors(x)._replace(overlap_before=start.overlap_before)
@@ -408,9 +412,13 @@ class Mapper:
         )
         score = np.full(x.shape[0], np.nan)
         if x.shape[0] >= MIN_CELLS_TO_JUDGE:
-            near = averaging(some, of_some.full, of_variable, rng=rng)
+            # What the sample never measured is not unexpected.
+            measured = np.flatnonzero(~of_some.unmeasured[0])
+            some, bridge = some[:, measured], of_some.full[:, measured]
+            of_measured = of_variable.of_genes(measured)
+            near = averaging(some, bridge, of_measured, rng=rng)
             far = distances(
-                some, of_some.full, mapped.bridged, frame=of_variable, near=near, among=[None]
+                some, bridge, mapped.bridged, frame=of_measured, near=near, among=[None]
             )[0]
             score = self.confidence.score(far)
         return SampleResults(

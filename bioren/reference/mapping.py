@@ -21,6 +21,7 @@ from bioren.effects.errors import variance_of_squares
 from bioren.effects.standardization import standardize_onto
 from bioren.effects.state_profile import StateProfile
 from bioren.effects.states import ConditionalBridge, PlacedQuery
+from bioren.effects.unmeasured import find_unmeasured
 
 __all__ = ["Frame", "MappedSample", "map_sample", "stack"]
 
@@ -146,8 +147,9 @@ def map_sample(
         last = turn == iterations - 1
         by_state = Moments.by_group(x if last else some, one, 1, placed.share)
         profile = frame.profile if last else of_some
-        alignment = compare(standardize_onto(by_state, profile), removal)
-        bridge = alignment.full
+        unmeasured = find_unmeasured(by_state, profile)
+        alignment = compare(standardize_onto(by_state, profile), removal).left_alone(unmeasured)
+        bridge = alignment.filled
         overlaps.append(alignment.overlap)
     alignment = alignment._replace(overlap_before=overlaps[0])
     return MappedSample(alignment, bridged, placed, by_state, frame.profile)

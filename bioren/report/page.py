@@ -20,10 +20,12 @@ from bioren.adata.record import (
     has_history,
     read_diagnosis,
     read_effects,
+    read_mapping,
 )
 from bioren.effects.sizes import EffectSizes, beyond_chance, clipped, effect_sizes
 from bioren.plotting.style import height_for
-from bioren.report.warnings import warning_signs
+from bioren.report.mapping import mapping_section
+from bioren.report.warnings import not_checked, warning_signs
 from bioren.wording import listed
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def render(
     condition_key: str | None = None,
     source: str = "",
     table: str | None = None,
+    wording: Callable[[str], str] = str,
 ) -> str:
     """Return the report of a record as HTML.
 
@@ -100,6 +103,8 @@ def render(
         Where the data come from, for the heading.
     table
         Where the full table was written, if it was.
+    wording
+        Says a warning in the words of the caller, such as the command line's options.
 
     Raises
     ------
@@ -114,6 +119,12 @@ def render(
         effects.r, effects.d, effects.standard_error_r, error_d=effects.standard_error_d
     )
     diagnosis = read_diagnosis(adata, key) if has_diagnosis(adata, key) else None
+    mapping = read_mapping(adata, key)
+    found: dict[str, Any] = {
+        "diagnosis": diagnosis,
+        "condition_key": condition_key,
+        "mapping": mapping,
+    }
     environment = Environment(
         loader=PackageLoader("bioren.report", "template"),
         autoescape=True,
@@ -130,19 +141,15 @@ def render(
         record_version=effects.version,
         effects=effects,
         overall=_overall(effects, sizes),
-        warnings=warning_signs(
-            adata,
-            effects,
-            sizes,
-            diagnosis=diagnosis,
-            condition_key=condition_key,
-        ),
+        warnings=[wording(text) for text in warning_signs(adata, effects, sizes, **found)],
+        unchecked=[wording(text) for text in not_checked(effects, **found)],
+        mapping=None if mapping is None else mapping_section(adata, effects, mapping),
         diagnosed=diagnosis is not None,
         summary=_summary(effects, sizes, diagnosis),
-        plots=list(_plots(adata, key, effects, sizes=sizes)),
+        plots=[*_plots_of_mapping(adata, key, effects), *_plots(adata, key, effects, sizes=sizes)],
         genes=_most_affected(effects),
         printed_rows=PRINTED_ROWS,
-        reference=_listing(effects.settings.get("reference")),
+        reference=_listing((mapping and mapping.model) or effects.settings.get("reference")),
         settings=_settings(effects.settings),
         table=table,
     )
@@ -205,6 +212,23 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
+def _plots_of_mapping(adata: AnnData, key: str, effects: Effects) -> Iterator[Plot]:
+    if read_mapping(adata, key) is None or "bioren_mapping_score" not in adata.obs:
+        return
+    yield Plot(
+        "How well does the reference know the cells?",
+        "The mapping scores of each sample's cells, by histogram; the stroke is their mean. Left "
+        "of the dotted line a cell looks more like cells whose type was withheld from the "
+        "reference than like known ones.",
+        "Histograms of the mapping score by sample; the table of mapping has the means.",
+        *_image(
+            lambda ax: plotting.mapping_scores(adata, key=key, ax=ax),
+            7.2,
+            height_for(2 * len(effects.samples)),
+        ),
+    )
+
+
 def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) -> Iterator[Plot]:
     height = height_for(len(effects.samples))
     outliers = listed([effects.samples[i] for i in np.flatnonzero(sizes.outlier)])
@@ -212,7 +236,8 @@ def _plots(adata: AnnData, key: str, effects: Effects, *, sizes: EffectSizes) ->
         "How large is each sample's effect?",
         "Per sample the root mean square of d (shift) and of log2 r (scale) over all genes, beyond "
         "what the standard errors explain. A sample stands out beyond the dotted line, at three "
-        "robust standard deviations above the median of the samples (of four or more).",
+        "robust standard deviations above the median of the samples (of four or more), and farther "
+        "out for samples of few cells.",
         f"Sizes of the effects by sample. Standing out: {outliers}.",
         *_image(lambda ax: plotting.samples(adata, key=key, ax=ax), 7.2, height),
     )

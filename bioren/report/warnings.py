@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bioren.adata.obs import read_batches, read_labels
-from bioren.adata.record import Effects
+from bioren.adata.obs import condition_message, read_batches
+from bioren.adata.record import Effects, MappingRecord
 from bioren.effects.alignment import isolation_messages
-from bioren.effects.diagnosis import (
-    MIN_CELLS,
-    confounded_message,
-    confounding,
-    structure_message,
-)
-from bioren.effects.sizes import EffectSizes
+from bioren.effects.diagnosis import MIN_CELLS, structure_message
+from bioren.effects.gene_programs import names_symbols, program_messages
+from bioren.effects.sizes import MIN_SAMPLES, EffectSizes, outlier_message
+from bioren.reference.confidence import low_score_message
 from bioren.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["warning_signs"]
+__all__ = ["not_checked", "warning_signs"]
 
 #: Samples of which more than such a share is so, by column of the diagnosis, and what is said of
 #: them.  In public sets whose samples have all types in common, up to .11 of a sample is
@@ -51,6 +48,7 @@ def warning_signs(
     *,
     diagnosis: pd.DataFrame | None = None,
     condition_key: str | None = None,
+    mapping: MappingRecord | None = None,
 ) -> list[str]:
     """Return what speaks against taking the effects at face value, the gravest first.
 
@@ -64,6 +62,8 @@ def warning_signs(
         See `bioren.tl.diagnose`; None: there is none.
     condition_key
         Column of ``adata.obs`` that is to be studied; None: none was named.
+    mapping
+        How the samples were mapped; None: they were integrated.
 
     Raises
     ------
@@ -71,12 +71,14 @@ def warning_signs(
         There is no such column.
     """
     found = []
+    if mapping is not None:
+        found.append(low_score_message(effects.samples, mapping.score))
     names = np.array(effects.samples, dtype=object)
     if condition_key is not None:
-        batches = read_batches(adata, effects.batch_key)
-        condition, _ = read_labels(adata, condition_key)
-        degree = confounding(batches.codes, condition)
-        found.append(confounded_message(batches.key, condition_key, degree))
+        batches = read_batches(adata, effects.batch_key, single=True)
+        found.append(condition_message(adata, condition_key, batches))
+    error = effects.standard_error_d
+    found += program_messages(effects.samples, effects.genes, effects.d, error_d=error)
     if diagnosis is not None:
         overlap, before = (diagnosis[key].to_numpy() for key in ("overlap", "overlap_before"))
         found += isolation_messages(effects.samples, overlap, before)
@@ -94,13 +96,50 @@ def warning_signs(
             f"{_with_numbers(names[tiny], effects.cells[tiny], ',')}. Their effects are uncertain; "
             "what may be chance was left in place."
         )
-    if sizes.outlier.any():
-        found.append(
-            f"{int(sizes.outlier.sum())} of {len(names)} samples stand out, with a far larger "
-            f"batch effect than the others: {listed(names[sizes.outlier])}. Look at their quality "
-            "(genes and molecules per cell, mitochondrial share) before using them."
-        )
+    found.append(outlier_message(effects.samples, effects.cells, sizes))
     return [message for message in found if message]
+
+
+def not_checked(
+    effects: Effects,
+    *,
+    diagnosis: pd.DataFrame | None = None,
+    condition_key: str | None = None,
+    mapping: MappingRecord | None = None,
+) -> list[str]:
+    """Return what was not looked at, and why: nothing said of it is no good sign.
+
+    Parameters
+    ----------
+    effects, diagnosis, condition_key, mapping
+        See `warning_signs`.
+    """
+    reasons = []
+    if condition_key is None:
+        reasons.append(
+            "whether the samples are confounded with what you study: no condition was named "
+            "(condition_key=...)."
+        )
+    if diagnosis is None and mapping is None:
+        reasons.append(
+            "overlap of samples and changes of their structure: bioren.tl.integrate does that."
+        )
+    if mapping is not None:
+        reasons.append("changes of the samples' structure: this is not done for mapped samples.")
+        n_unscored = int(np.isnan(mapping.score).sum())
+        if n_unscored:
+            reasons.append(
+                f"how well the reference knows {n_unscored} of {len(effects.samples)} samples: "
+                "they, or the reference, are too small for a mapping score."
+            )
+    if len(effects.samples) < MIN_SAMPLES:
+        reasons.append(f"which samples stand out: that takes {MIN_SAMPLES} samples or more.")
+    if not names_symbols(effects.genes):
+        reasons.append(
+            "known gene programs, such as interferon-stimulated genes, among the largest effects: "
+            "genes do not go by symbols of humans or mice."
+        )
+    return reasons
 
 
 def _with_numbers(names: np.ndarray, numbers: np.ndarray, form: str) -> str:
