@@ -147,9 +147,9 @@ def bridge(
     (`bioren.effects.unmeasured.find_unmeasured`).
     """
     check_strength(strength)
+    check_corrected(adata, corrected)
     check_limits("max_kept", max_kept)
     check_limits("max_removed", max_removed)
-    check_corrected(adata, corrected)
     check_writable(adata, copy=copy)
     if labels_key is not None and not standardize:
         raise ValueError("labels_key serves to compare within states: standardize=True.")
@@ -205,15 +205,6 @@ def bridge(
     return adata if copy else None
 
 
-def _check_own_states(labels_key: str | None, standardize: bool) -> None:
-    if labels_key is not None or not standardize:
-        msg = (
-            "A population compares samples within its own states: leave out labels_key and "
-            "standardize=False."
-        )
-        raise ValueError(msg)
-
-
 def _corrected(
     study: Study, alignment: Alignment, which: str | None, *, center: bool
 ) -> AnyCellsByGenes | None:
@@ -227,6 +218,15 @@ def _corrected(
     if center:
         return apply_by_sample(x, design.batches.codes, bridges)
     return scale_by_sample(x, design.batches.codes, bridges.scale)
+
+
+def _check_own_states(labels_key: str | None, standardize: bool) -> None:
+    if labels_key is not None or not standardize:
+        msg = (
+            "A population compares samples within its own states: leave out labels_key and "
+            "standardize=False."
+        )
+        raise ValueError(msg)
 
 
 def _count_where_missing(study: Study) -> CountBySamplesAndGenes | None:

@@ -352,7 +352,7 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
     Warns
     -----
     UserWarning
-        `adata` is backed, and its results cannot be lazy.
+        It is backed, and its results cannot be lazy.
     """
     check_adata(adata)
     if adata.isbacked and adata.is_view and not copy:

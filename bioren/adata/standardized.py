@@ -26,7 +26,7 @@ EXACTLY, SHARE = 0.01, 0.5
 MIN_GENES = 5
 
 
-def warn_standardized(x: Any) -> None:
+def warn_standardized(x: Any, whole: Moments | None = None) -> None:
     """Warn of values whose genes have a standard deviation of 1, nearly all of them.
 
     Parameters
@@ -34,6 +34,8 @@ def warn_standardized(x: Any) -> None:
     x
         Matrix of shape ``(cells, genes)``, any kind that `row_blocks` reads, looked through for
         values that are infinite.
+    whole
+        Moments of all cells, if `x` holds some of them; None: those of `x`.
     """
     n_cells = x.shape[0]
     rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SKETCH)).astype(np.intp))
@@ -43,7 +45,7 @@ def warn_standardized(x: Any) -> None:
     std = _of_varying(some.std(axis=0))
     if len(std) < MIN_GENES or not NEARLY[0] < np.median(std) < NEARLY[1]:
         return
-    std = _of_varying(Moments.of(x).std())
+    std = _of_varying((Moments.of(x) if whole is None else whole).std())
     share = float((np.abs(std - 1) < EXACTLY).mean())
     if share < SHARE:
         return

@@ -178,5 +178,8 @@ def read_study(
     if cells.values.missing and not (allow_missing and design.population is None):
         raise ValueError(missing_message(cells.x, design.batches))
     check_log_scale(cells.values)
-    warn_standardized(cells.x)
+    if cells.survey is None:
+        warn_standardized(cells.x)
+    else:
+        warn_standardized(cells.survey.of_sketch, cells.survey.whole.pooled())
     return Study(cells, design)

@@ -306,15 +306,6 @@ def align(
     return with_errors(standardized, share)._replace(overlap_before=overlap_before)
 
 
-def _compared(
-    by_state: Moments, in_reference: BoolPerSample | None, removal: Removal
-) -> tuple[Standardized, Alignment]:
-    """Compare samples within states; what one never measured does not count and is left alone."""
-    unmeasured = find_unmeasured(by_state)
-    standardized = standardize(expected_there(by_state, unmeasured), in_reference)
-    return standardized, compare(standardized, removal).left_alone(unmeasured)
-
-
 def _sketch(
     x: Any,
     facts: CellFacts,
@@ -328,6 +319,15 @@ def _sketch(
         return survey.sketch, survey.of_sketch
     sketch = sketched(facts.codes, n_samples, rng, labels=facts.labels)
     return sketch, gather_rows(x, sketch)
+
+
+def _compared(
+    by_state: Moments, in_reference: BoolPerSample | None, removal: Removal
+) -> tuple[Standardized, Alignment]:
+    """Compare samples within states; what one never measured does not count and is left alone."""
+    unmeasured = find_unmeasured(by_state)
+    standardized = standardize(expected_there(by_state, unmeasured), in_reference)
+    return standardized, compare(standardized, removal).left_alone(unmeasured)
 
 
 def _without_missing(
