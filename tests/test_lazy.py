@@ -1,6 +1,7 @@
 """Matrices on disk or computed by dask: read block by block, results that are lazy as well."""
 
 import warnings
+from collections import Counter
 from inspect import unwrap
 
 import dask.array as da
@@ -402,3 +403,18 @@ class TestWhatIsCorrected:
         del adata.var["highly_variable"]
         with pytest.raises(KeyError, match=r"sc\.pp\.highly_variable_genes"):
             correct(adata, "sample", corrected="highly_variable")
+
+
+def test_a_fit_reads_each_chunk_three_times(cells):
+    seen = Counter()
+
+    def note(block, block_info=None):
+        seen[block_info[None]["array-location"][0]] += 1
+        return block
+
+    x = da.from_array(cells.X, chunks=(50, -1)).map_blocks(note, dtype=cells.X.dtype)
+    adata = with_x(cells, x)
+    seen.clear()
+    bioren.tl.integrate(adata, "sample", corrected=None, progress=False)
+    # The first million of entries, here all, tell once more what sum the cells were brought to.
+    assert set(seen.values()) == {3 + 1}
