@@ -9,6 +9,7 @@ from scipy import sparse
 
 from bioren.adata.matrix import Values, look_through
 from bioren.adata.obs import read_batches
+from bioren.arrays.apply import result_dtype
 from bioren.arrays.blocks import Block, as_block, is_lazy, row_blocks, to_dense
 from bioren.arrays.dispersion import most_dispersed
 from bioren.arrays.groups import BatchKey
@@ -146,9 +147,9 @@ def _moments(
 
 def _normalized_lazily(x: Any, target_sum: float) -> Any:
     """Return ``log(1 + x * target_sum / sum of the row)`` of a dask array, chunk by chunk."""
+    dtype = result_dtype(x)
 
     def normalized(block: Block) -> Block:
-        dtype = np.float64 if block.dtype == np.float64 else np.float32
         total = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         if isinstance(block, np.ndarray):
             return np.log1p(block * (target_sum / total)[:, None]).astype(dtype)
@@ -156,7 +157,6 @@ def _normalized_lazily(x: Any, target_sum: float) -> Any:
         data = np.log1p((block.data * per_value).astype(dtype))
         return sparse.csr_matrix((data, block.indices, block.indptr), shape=block.shape)
 
-    dtype = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
     return by_rows(normalized, x, n_columns=x.shape[1], like=empty_like(x, dtype))
 
 

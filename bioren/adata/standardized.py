@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bioren.arrays.blocks import gather_rows, to_dense
+from bioren.arrays.blocks import gather_rows, spaced_rows, to_dense
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import PerGene
 
@@ -37,9 +37,7 @@ def warn_standardized(x: Any, whole: Moments | None = None) -> None:
     whole
         Moments of all cells, if `x` holds some of them; None: those of `x`.
     """
-    n_cells = x.shape[0]
-    rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SKETCH)).astype(np.intp))
-    some = to_dense(gather_rows(x, rows)).astype(np.float64)
+    some = to_dense(gather_rows(x, spaced_rows(x.shape[0], SKETCH))).astype(np.float64)
     if np.isnan(some).any():
         return  # a table with holes was standardized, if at all, in another way
     std = _of_varying(some.std(axis=0))

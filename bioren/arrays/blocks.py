@@ -26,6 +26,7 @@ __all__ = [
     "is_lazy",
     "on_host",
     "row_blocks",
+    "spaced_rows",
     "stacked",
     "to_dense",
 ]
@@ -113,6 +114,11 @@ def _row_sliceable(x: Any) -> Any:
         # One conversion of equal size; slicing rows of CSC would scan it for every block.
         return (x if sparse.issparse(x) else x.to_memory()).tocsr()
     return x.tocsr() if sparse.issparse(x) and x.format != "csr" else x
+
+
+def spaced_rows(n_rows: int, at_most: int) -> Positions:
+    """Return positions of some rows, evenly spaced from the first to the last; of few, of all."""
+    return np.unique(np.linspace(0, n_rows - 1, min(n_rows, at_most)).astype(np.intp))
 
 
 def gather_rows(x: Any, cells: Positions) -> Block:

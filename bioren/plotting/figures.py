@@ -17,8 +17,8 @@ from bioren.plotting.style import (
     DIVERGING,
     PALETTE,
     category_style,
-    height_for,
     label_axis,
+    new_axes,
     settle,
     shortened,
 )
@@ -87,7 +87,7 @@ def batch_effects(
     columns = _affected(effects, n_genes) if genes is None else _positions(effects, genes)
     d, error = effects.d[:, columns], effects.standard_error_d[:, columns]
     # Five more rows' height for the names of genes and the colors.
-    ax = ax or _new_axes(len(effects.samples) + 5, 3.5 + 0.2 * len(columns))
+    ax = ax or new_axes(len(effects.samples) + 5, 3.5 + 0.2 * len(columns))
     # The few most extreme values alone would leave all others pale.
     most = max(float(np.quantile(np.abs(d), 0.98)), 1e-6)
     image = ax.imshow(d, cmap=DIVERGING, vmin=-most, vmax=most, aspect="auto")
@@ -141,7 +141,7 @@ def samples(adata: AnnData, *, key: str = "bioren", ax: Axes | None = None) -> A
         effects.r, effects.d, effects.standard_error_r, error_d=effects.standard_error_d
     )
     order = np.argsort(-sizes.shift, kind="stable")
-    ax = ax or _new_axes(len(order), 7.0)
+    ax = ax or new_axes(len(order), 7.0)
     coordinates = np.arange(len(order))
     ax.hlines(coordinates, 0, np.maximum(sizes.shift, sizes.scale)[order], color="0.88", zorder=1)
     for size, far, color, marker, name in (
@@ -212,7 +212,7 @@ def limits(
     if of not in ("d", "r"):
         raise ValueError(f"of={of!r}: name 'd', the shift, or 'r', the scale.")
     effects = read_effects(adata, key)
-    ax = ax or _new_axes(len(effects.samples), 7.0)
+    ax = ax or new_axes(len(effects.samples), 7.0)
     most = effects.settings.get("max_removed", (np.inf, np.inf))[0 if of == "r" else 1]
     values = np.abs(effects.d) if of == "d" else effects.r
     held_back = clipped(
@@ -290,7 +290,7 @@ def training_history(adata: AnnData, *, key: str = "bioren", ax: Axes | None = N
     from matplotlib.ticker import MaxNLocator
 
     history = read_history(adata, key)
-    ax = ax or _new_axes(8, 6.0)
+    ax = ax or new_axes(8, 6.0)
     for column, name, color, style in (
         ("training", "training cells", PALETTE[0], "o-"),
         ("held_out", "held-out cells", PALETTE[1], "^-"),
@@ -356,7 +356,7 @@ def before_after(
         for basis in (before, after)
     ]
     values = _colors(adata, color if color is not None else record.batch_key)
-    axes = _new_axes(10, 11.0, columns=2) if given is None else given
+    axes = new_axes(10, 11.0, columns=2) if given is None else given
     # No sample hides another, whatever the order of cells; large data in smaller points.
     order = np.random.default_rng(0).permutation(adata.n_obs)
     size = float(np.clip(20_000 / adata.n_obs, 1.5, 14))
@@ -369,13 +369,6 @@ def before_after(
         panel.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
     _explain_colors(axes[1], values)
     return axes
-
-
-def _new_axes(n_samples: int, width: float, *, columns: int = 1) -> Any:
-    import matplotlib.pyplot as plt
-
-    size = (width, height_for(n_samples))
-    return plt.subplots(1, columns, figsize=size, layout="constrained")[1]
 
 
 def _affected(effects: Effects, n_genes: int) -> np.ndarray:

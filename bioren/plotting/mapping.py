@@ -8,7 +8,7 @@ import numpy as np
 
 from bioren.adata.obs import read_batches
 from bioren.adata.record import read_effects
-from bioren.plotting.style import PALETTE, height_for, label_axis, settle, shortened
+from bioren.plotting.style import PALETTE, label_axis, new_axes, settle, shortened
 from bioren.reference.confidence import LOW
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ def mapping_scores(adata: AnnData, *, key: str = "bioren", ax: Axes | None = Non
     if SCORE not in adata.obs:
         msg = f"obs has no column {SCORE!r}: bioren.tl.map_query writes it."
         raise KeyError(msg)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        size = (7.0, height_for(2 * len(effects.samples)))
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax = ax or new_axes(2 * len(effects.samples), 7.0)
     batches = read_batches(adata, effects.batch_key, names=effects.samples)
     score = adata.obs[SCORE].to_numpy(dtype=float)
     by_sample = [score[batches.codes == s] for s in range(len(effects.samples))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
@@ -19,6 +19,7 @@ __all__ = [
     "category_style",
     "height_for",
     "label_axis",
+    "new_axes",
     "settle",
     "shortened",
 ]
@@ -56,6 +57,14 @@ def height_for(n_samples: int) -> float:
     Beyond some 260 samples it stays: no browser shows longer pictures, and names are left out.
     """
     return min(1.9 + 0.22 * max(n_samples, 4), 60.0)
+
+
+def new_axes(n_samples: int, width: float, *, columns: int = 1) -> Any:
+    """Return axes of a new figure that is `width` inches wide and tall enough for all names."""
+    import matplotlib.pyplot as plt
+
+    size = (width, height_for(n_samples))
+    return plt.subplots(1, columns, figsize=size, layout="constrained")[1]
 
 
 def shortened(names: Sequence[str], most: int = 24) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bioren.arrays.blocks import gather_rows
+from bioren.arrays.blocks import gather_rows, spaced_rows
 from bioren.arrays.moments import Moments
 from bioren.arrays.shapes import CellsByCovariates, CellsByDims, Positions
 from bioren.bridge import AffineBridge
@@ -90,8 +90,7 @@ class MappedSample(NamedTuple):
             The expression that was mapped, shape ``(cells, genes)``; of many cells, some are taken
             that are evenly spaced.
         """
-        n_cells = x.shape[0]
-        some = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SKETCH)).astype(np.intp))
+        some = spaced_rows(x.shape[0], SKETCH)
         variance = variance_of_squares(
             gather_rows(x, some),
             np.zeros(len(some), dtype=np.intp),
